@@ -1,0 +1,1 @@
+"""Training-free keyframe memory for SAM 2 video predictors."""

@@ -1,0 +1,229 @@
+"""What flows between the parts: tracked frames, records, references, memories, and the three protocols.
+
+Scores are tensors, decisions are numbers: a `Scorer` looks at a `TrackedFrame` on the predictor's device, a
+`KeyframeFilter` and an eviction rule look at a `FrameRecord` of plain host numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+BASE_SCORES = ("predicted_iou", "object_score", "area")
+"""Scores that every observed frame carries, whatever its scorer: see `FrameRecord.scores`."""
+
+
+@dataclass(slots=True)
+class FrameMemo:
+    """What is computed once a frame and shared by the scorers of all objects; dropped at the next frame.
+
+    Attributes:
+        image: (3, h, w) float32 RGB in [0, 1] at scoring resolution (at most 256 on a side).
+        kept: Descriptors that stay with the frame when it becomes a reference.
+        scratch: Intermediate results, forgotten with the frame.
+    """
+
+    image: Tensor
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return the frame's descriptor `key`, made at its first use and kept for later comparison."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return the intermediate result `key`, made at its first use and dropped with the frame."""
+        if key not in self.scratch:
+            self.scratch[key] = make()
+        return self.scratch[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The descriptors of an earlier frame of the same object, by the keys that scorers chose.
+
+    Attributes:
+        frame_idx: Index of that frame in the video.
+        values: Descriptors, on the predictor's device.
+    """
+
+    frame_idx: int
+    values: Mapping[str, Tensor]
+
+    def get(self, key: str) -> Tensor | None:
+        """Return the descriptor `key`, or None when that frame was never described by it."""
+        return self.values.get(key)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedFrame:
+    """All a scorer may look at: one object on one frame. Tensors stay on the predictor's device.
+
+    Attributes:
+        frame_idx: Index of the frame in the video.
+        image_embed: (1, C, H/16, W/16) top-level image features; None on a frame adopted without them.
+        maskmem_features: (1, C_mem, H/16, W/16) the memory encoder's output.
+        pred_masks: (1, 1, H/4, W/4) mask logits; > 0 is object.
+        candidate_masks: (1, K, H/4, W/4) the mask decoder's candidates, before one is chosen and before SAM 2
+            blanks an occluded frame. On a prompted frame this is `pred_masks`.
+        candidate_ious: (1, K) the decoder's own estimates in [0, 1]; 1 on a prompted frame.
+        obj_ptr: (1, C) object pointer.
+        object_score_logits: (1, 1); > 0: the object is visible.
+        shared: What scorers of any object have computed for this frame; `shared.image` has its pixels.
+        kept: Descriptors of this object on this frame, kept for later comparison.
+        scratch: Intermediate results of this object on this frame.
+        measured: Scores measured on this frame so far, by name.
+    """
+
+    frame_idx: int
+    image_embed: Tensor | None
+    maskmem_features: Tensor
+    pred_masks: Tensor
+    candidate_masks: Tensor
+    candidate_ious: Tensor
+    obj_ptr: Tensor
+    object_score_logits: Tensor
+    shared: FrameMemo
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def image(self) -> Tensor:
+        """(3, h, w) float32 RGB in [0, 1] at scoring resolution; made once a frame, shared by all objects."""
+        return self.shared.image
+
+    def describe(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return this object's descriptor `key`, made at its first use and kept for later comparison.
+
+        A change scorer describes the current frame under a key and compares with `Reference.get(key)` of an
+        earlier one. Descriptors of the whole frame belong in `shared.describe`, so that objects share them.
+        """
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return this object's intermediate result `key`, made at its first use, dropped with the frame."""
+        if key not in self.scratch:
+            self.scratch[key] = make()
+        return self.scratch[key]
+
+    def measure(self, scorer: Scorer, history: History) -> Tensor:
+        """Return the scorer's 0-dim score of this frame, computed once and recorded under `scorer.name`."""
+        if scorer.name not in self.measured:
+            self.measured[scorer.name] = scorer.score(self, history)
+        return self.measured[scorer.name]
+
+    def reference(self) -> Reference:
+        """Return what was described so far, to compare later frames with."""
+        return Reference(self.frame_idx, {**self.shared.kept, **self.kept})
+
+    def unknown(self) -> Tensor:
+        """Return the 0-dim score of a frame that has nothing to be compared with (NaN: filters call it new)."""
+        return torch.full((), float("nan"), device=self.pred_masks.device)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """The same frame as host numbers: all that a filter or an eviction rule may look at.
+
+    Attributes:
+        frame_idx: Index of the frame in the video.
+        significance: The method's score; NaN when there was nothing to compare with.
+        scores: Every score by name, a combination's parts too, and always `predicted_iou` (of the chosen mask,
+            in [0, 1]), `object_score` (logit; > 0: visible) and `area` (share of the frame, in [0, 1]).
+        similarity: To the memories held, by frame index, where a rule asks for it.
+        gap: Frames since the last keyframe or prompted frame.
+        offset: Frames since the object's first prompted frame.
+    """
+
+    frame_idx: int
+    significance: float
+    scores: Mapping[str, float] = field(default_factory=dict)
+    similarity: Mapping[int, float] = field(default_factory=dict)
+    gap: int = 0
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class History:
+    """What a scorer may know of an object's past.
+
+    Attributes:
+        keyframe: The last keyframe (at first the prompted frame); None before there is one.
+        previous: The frame tracked just before.
+        keyframes: The prompted frames and the keyframes held, oldest first.
+        records: Host numbers of past frames, oldest first, at most the last 300.
+    """
+
+    keyframe: Reference | None = None
+    previous: Reference | None = None
+    keyframes: Sequence[Reference] = ()
+    records: Sequence[FrameRecord] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One frame's spatial memory as it will be attended to.
+
+    Attributes:
+        frame_idx: The frame it shows.
+        entry: SAM 2's stored output of that frame (`maskmem_features`, `maskmem_pos_enc`, `obj_ptr`, ...).
+        code: Row of SAM 2's learned temporal code, 0 (newest) to `num_maskmem` - 2; `num_maskmem` - 1 is the row
+            of conditioning frames.
+    """
+
+    frame_idx: int
+    entry: Mapping[str, Any]
+    code: int
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A significance score: 0 is "same", higher is more worth keeping. Implementations are frozen dataclasses."""
+
+    @property
+    def name(self) -> str:
+        """Name of the score in records, filters and tables."""
+        ...
+
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return a 0-dim float32 tensor on the frame's device, without reading any value on the host."""
+        ...
+
+
+@runtime_checkable
+class KeyframeFilter(Protocol):
+    """A decision on recorded numbers, in plain Python."""
+
+    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
+        """Return whether the frame passes; `past` holds the records of earlier frames, oldest first."""
+        ...
+
+
+class Payload(Protocol):
+    """A compressed memory."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the compressed memory takes, everything needed to restore it included."""
+        ...
+
+
+class Compressor(Protocol):
+    """A storage codec for one memory's features."""
+
+    def compress(self, features: Tensor) -> Payload:
+        """Return the compressed form of (1, C, h, w) features."""
+        ...
+
+    def restore(self, payload: Any) -> Tensor:
+        """Return (1, C, h, w) features in the dtype that was compressed."""
+        ...
