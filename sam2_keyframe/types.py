@@ -22,14 +22,20 @@ class FrameMemo:
     """What is computed once a frame and shared by the scorers of all objects; dropped at the next frame.
 
     Attributes:
-        image: (3, h, w) float32 RGB in [0, 1] at scoring resolution (at most 256 on a side).
+        make_image: Brings the frame's pixels to scoring resolution; called when a scorer first asks for them.
         kept: Descriptors that stay with the frame when it becomes a reference.
         scratch: Intermediate results, forgotten with the frame.
     """
 
-    image: Tensor
+    make_image: Callable[[], Tensor]
     kept: dict[str, Tensor] = field(default_factory=dict)
     scratch: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def image(self) -> Tensor:
+        """(3, h, w) float32 RGB in [0, 1] at scoring resolution (at most 256 on a side)."""
+        image: Tensor = self.once("image", self.make_image)
+        return image
 
     def describe(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         """Return the frame's descriptor `key`, made at its first use and kept for later comparison."""
