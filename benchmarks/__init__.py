@@ -1,0 +1,1 @@
+"""Occupancy against accuracy of memory methods: datasets, metrics, runs, sweeps and reports."""
