@@ -323,7 +323,7 @@ def make_clip(
     shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if seed < 0 or frames < 1 or min(shape) < 16 or not 1 <= objects <= 255:
         raise ValueError(f"seed={seed}, frames={frames}, size={size}, objects={objects}: out of range")
-    wanted = list(range(frames)) if times is None else list(times)
+    wanted = list(range(frames)) if times is None else [int(t) for t in times]
     if not wanted or min(wanted) < 0 or max(wanted) >= frames:
         raise ValueError(f"times must lie in 0 to {frames - 1}, not {wanted}")
     use = tex.have_photos() if photos is None else photos
