@@ -1,0 +1,78 @@
+"""Change of what SAM 2 itself computes about the object: pointer, memory features, image embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from sam2_keyframe.scorers._common import Against, check_choice, earlier, in_float32, mask_of
+from sam2_keyframe.types import History, TrackedFrame
+
+
+def vector_change(a: Tensor, b: Tensor, distance: str) -> Tensor:
+    """Return the distance of two (C,) float32 vectors; 0 when both are zero, 1 when one is.
+
+    `"cosine"`: 1 - cos, in [0, 2], computed as half the squared distance of the unit vectors, which is exactly 0
+    for equal vectors. `"l2"`: the Euclidean distance over the larger of the two lengths, in [0, 2].
+    """
+    size_a, size_b = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
+    if distance == "l2":
+        return torch.linalg.vector_norm(a - b) / size_a.maximum(size_b).clamp(min=1e-12)
+    unit = a / size_a.clamp(min=1e-12) - b / size_b.clamp(min=1e-12)
+    one_is_zero = (size_a > 0) ^ (size_b > 0)
+    return 0.5 * (unit.square().sum() + one_is_zero)
+
+
+@dataclass(frozen=True)
+class FeatureShift:
+    """Change of one of SAM 2's own descriptions of the object, in [0, 2].
+
+    The memory features and the image embedding are averaged inside the mask, each position weighted by the share
+    of it that the mask covers. An empty mask gives the zero vector: both empty is 0, one empty 1.
+
+    Attributes:
+        feature: `"pointer"` (the object pointer, (C,)), `"memory"` (the memory encoder's output) or `"image"` (the
+            image embedding). The score is NaN on a frame adopted without an image embedding.
+        distance: `"cosine"` (1 - cos) or `"l2"` (relative to the larger of the two lengths).
+        reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
+        name: Name of the score in records, filters and tables.
+
+    Source: features of SAM 2 (arXiv 2408.00714); the distances are the textbook ones.
+    """
+
+    feature: Literal["pointer", "memory", "image"] = "pointer"
+    distance: Literal["cosine", "l2"] = "cosine"
+    reference: Against = "keyframe"
+    name: str = "feature_shift"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "feature", ("pointer", "memory", "image"))
+        check_choice(self, "distance", ("cosine", "l2"))
+        check_choice(self, "reference", ("keyframe", "previous"))
+
+    @in_float32
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return the 0-dim change; NaN without a reference."""
+        vector = describe(frame, self.feature)
+        reference = earlier(history, self.reference)
+        before = reference.get(f"object/{self.feature}") if reference else None
+        return frame.unknown() if vector is None or before is None else vector_change(vector, before, self.distance)
+
+
+def describe(frame: TrackedFrame, feature: str) -> Tensor | None:
+    """Return the (C,) float32 description of the object, kept under `object/<feature>`; None where SAM 2 has none."""
+    if feature == "pointer":
+        return frame.describe("object/pointer", lambda: frame.obj_ptr[0].to(torch.float32, copy=True))
+    grid = frame.maskmem_features if feature == "memory" else frame.image_embed
+    if grid is None:
+        return None
+
+    def pool() -> Tensor:
+        cover = adaptive_avg_pool2d(mask_of(frame)[None].float(), (grid.shape[-2], grid.shape[-1]))[0]
+        return (grid[0].float() * cover).sum((1, 2)) / cover.sum().clamp(min=1e-12)
+
+    return frame.describe(f"object/{feature}", pool)
