@@ -1,6 +1,6 @@
 """Train the embedded micro SAM 2 on generated clips only.
 
-    python benchmarks/train_micro.py --out .scratch/micro --stages 128:6000,256:2000
+    python benchmarks/train_micro.py --out .scratch/micro --stages 128:3000:8,256:1300:4
 
 Every step's clips follow from the seed and the step's number, so a run that was interrupted resumes (same command) to
 the same loss curve. ``--out`` holds ``last.pt`` (everything needed to resume), ``log.jsonl`` (a row every ten steps)
@@ -41,8 +41,7 @@ WEIGHTS = {"static": 0.5, "occlusion": 3.0, "leave_and_return": 3.0, "look_alike
 class Config:
     """What a run depends on; saved in its checkpoint."""
 
-    stages: tuple[tuple[int, int], ...] = ((128, 6000), (256, 2000))
-    clips: int = 8
+    stages: tuple[tuple[int, int, int], ...] = ((128, 3000, 8), (256, 1300, 4))  # size, steps, clips a step
     frames: int = 8
     pair: float = 0.5
     rate: float = 5e-4
@@ -53,14 +52,15 @@ class Config:
 
     @property
     def steps(self) -> int:
-        return sum(count for _, count in self.stages)
+        return sum(stage[1] for stage in self.stages)
 
-    def size(self, step: int) -> int:
-        for size, count in self.stages:
+    def stage(self, step: int) -> tuple[int, int]:
+        """The (size, clips) of a step."""
+        for size, count, clips in self.stages:
             if step < count:
-                return size
+                return size, clips
             step -= count
-        return self.stages[-1][0]
+        return self.stages[-1][0], self.stages[-1][2]
 
 
 @dataclass
@@ -76,17 +76,18 @@ class Batch:
 def make_batch(config: Config, step: int, first_seed: int = TRAIN_SEED, size: int | None = None) -> Batch:
     """The clips of one step, the same for the same arguments."""
     rng = np.random.default_rng([config.seed, first_seed, step])
-    side = size or config.size(step)
+    side, clips = config.stage(step)
+    side = size or side
     gaps = rng.choice([1, 2, 3, 5], config.frames - 1, p=[0.55, 0.25, 0.12, 0.08] if rng.random() < 0.6 else [1, 0, 0, 0])
     times = np.concatenate([[0], np.cumsum(gaps)])
     weights = np.array([WEIGHTS.get(name, 1.0) for name in CHALLENGES])
     frames, masks, owner = [], [], []
-    for number in range(config.clips):
+    for number in range(clips):
         challenge = str(rng.choice(CHALLENGES, p=weights / weights.sum()))
         objects = 2 if rng.random() < config.pair else 1
         length = int(max(times[-1] + 1, rng.integers(12, 25)))
         start = 0 if rng.random() < 0.7 else int(rng.integers(0, length - times[-1]))
-        clip = make_clip(challenge, first_seed + step * config.clips + number, length, side, objects, times=list(times + start))
+        clip = make_clip(challenge, first_seed + step * 64 + number, length, side, objects, times=list(times + start))
         pixels, ids = clip.frames, clip.masks
         if rng.random() < 0.3:
             pixels, ids = pixels[::-1], ids[::-1]
@@ -261,7 +262,7 @@ class Trainer:
     def __init__(self, config: Config, out: Path, device: str = "cpu") -> None:
         torch.manual_seed(config.seed)
         self.config, self.out, self.device = config, out, device
-        self.model: Any = build_model(config.size(0))
+        self.model: Any = build_model(config.stage(0)[0])
         torch.nn.init.constant_(self.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 2.0)
         self.model.to(device=device, memory_format=torch.channels_last).train()
         plain = [p for p in self.model.parameters() if p.ndim < 2]
@@ -298,7 +299,7 @@ class Trainer:
             mine = self.model.state_dict()
             names = [k for k, v in mine.items() if v.is_floating_point()]
             torch._foreach_lerp_([self.average[k] for k in names], [mine[k] for k in names], 1 - keep)
-        return {"loss": float(loss), "norm": norm, **sums}
+        return {"loss": float(loss.detach()), "norm": norm, **sums}
 
     def check(self, size: int, count: int = 4) -> float:
         """Mean IoU of the averaged weights over frames of held-out clips where the object shows."""
@@ -306,7 +307,7 @@ class Trainer:
         model.load_state_dict(self.average)
         model.to(self.device).train()
         total, seen = 0.0, 0.0
-        config = Config(((size, 1),), clips=8, frames=12, pair=0.0)
+        config = Config(((size, 1, 8),), frames=12, pair=0.0)
         with torch.no_grad():
             for number in range(count):
                 batch = make_batch(config, number, CHECK_SEED, size)
@@ -370,7 +371,7 @@ def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 900.
                     "norm": mean["norm"] / len(rows),
                     "rate": trainer.rate(),
                     "seconds": trainer.seconds,
-                    "size": trainer.config.size(trainer.step - 1),
+                    "size": trainer.config.stage(trainer.step - 1)[0],
                 }
                 sink.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
                 sink.flush()
@@ -380,7 +381,7 @@ def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 900.
                 trainer.save(out / "last.pt")
                 saved = now
             if now - checked > check_every or done:
-                score = trainer.check(trainer.config.size(trainer.step - 1))
+                score = trainer.check(trainer.config.stage(trainer.step - 1)[0])
                 log.info("step %d held-out mean IoU %.4f", trainer.step, score)
                 sink.write(json.dumps({"step": trainer.step, "held_out_iou": round(score, 5)}) + "\n")
                 checked = time.monotonic()
@@ -390,8 +391,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(".scratch/micro"))
-    parser.add_argument("--stages", default="128:6000,256:2000", help="size:steps, comma-separated")
-    parser.add_argument("--clips", type=int, default=8, help="clips a step")
+    parser.add_argument("--stages", default="128:3000:8,256:1300:4", help="size:steps:clips a step, comma-separated")
     parser.add_argument("--frames", type=int, default=8, help="frames a clip")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -403,9 +403,9 @@ def main() -> None:
     if args.export:
         export(torch.load(args.out / "last.pt", map_location="cpu", weights_only=True)["average"], args.export)
         return
-    pairs = [part.split(":") for part in args.stages.split(",")]
-    stages = tuple((int(size), int(count)) for size, count in pairs)
-    trainer = Trainer(Config(stages, args.clips, args.frames, rate=args.rate, seed=args.seed), args.out, args.device)
+    triples = [part.split(":") for part in args.stages.split(",")]
+    stages = tuple((int(size), int(count), int(clips)) for size, count, clips in triples)
+    trainer = Trainer(Config(stages, args.frames, rate=args.rate, seed=args.seed), args.out, args.device)
     if (args.out / "last.pt").is_file():
         trainer.load(args.out / "last.pt")
         log.info("resumed at step %d", trainer.step)

@@ -62,7 +62,7 @@ class Clip:
 @dataclass(frozen=True)
 class _Knobs:
     speed: tuple[float, float] = (0.01, 0.035)
-    radius: tuple[float, float] = (0.3, 0.58)
+    radius: tuple[float, float] = (0.34, 0.72)
     bend: tuple[float, float] = (0.0, 0.10)
     growth: tuple[float, float] = (0.02, 0.12)
     spin: tuple[float, float] = (0.0, 0.12)
@@ -86,7 +86,7 @@ _BASE = _Knobs()
 _KNOBS: dict[str, _Knobs] = {
     "static": replace(_BASE, speed=(0.0, 0.004), pan=(0.0, 0.002), spin=(0.0, 0.02), still=0.8),
     "deformation": replace(_BASE, bend=(0.14, 0.3), growth=(0.06, 0.2), spin=(0.05, 0.25), limbs=0.8),
-    "scale": replace(_BASE, growth=(0.3, 0.5), zoom=(0.1, 0.2), radius=(0.3, 0.5)),
+    "scale": replace(_BASE, growth=(0.3, 0.5), zoom=(0.1, 0.2), radius=(0.34, 0.6)),
     "fast": replace(_BASE, speed=(0.07, 0.13), pan=(0.01, 0.03), smear=0.7),
     "occlusion": replace(_BASE, hide=True, posts=(0, 2)),
     "leave_and_return": replace(_BASE, leave=True),
