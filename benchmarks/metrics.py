@@ -183,4 +183,5 @@ def _outline(mask: Mask) -> Mask:
 def _within(outline: Mask, radius: float) -> Mask:
     """Return the pixels that lie at most `radius` pixels from an outline."""
     distance = cv2.distanceTransform((~outline).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.asarray(distance**2 < radius**2 + 0.5, dtype=bool)  # squared distances are whole numbers
+    near: Mask = np.less(distance**2, radius**2 + 0.5)  # squared distances are whole numbers
+    return near
