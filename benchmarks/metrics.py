@@ -177,7 +177,8 @@ def _crop(predicted: Mask, true: Mask) -> tuple[Mask, Mask]:
 def _outline(mask: Mask) -> Mask:
     """Return where a mask differs from its right, lower or lower right neighbour; the frame's edge is no outline."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
+    differs: Mask = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
+    return differs
 
 
 def _within(outline: Mask, radius: float) -> Mask:
