@@ -233,3 +233,57 @@ class Compressor(Protocol):
     def restore(self, payload: Any) -> Tensor:
         """Return (1, C, h, w) features in the dtype that was compressed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where tracking stands: a frame, a direction, and how far SAM 2 reads from there.
+
+    Attributes:
+        frame_idx: The frame being tracked.
+        reverse: Whether tracking runs towards frame 0.
+        slots: Memories SAM 2 reads besides conditioning frames (`num_maskmem` - 1).
+        pointers: Distance up to which it reads object pointers.
+        stride: Its `memory_temporal_stride_for_eval`.
+    """
+
+    frame_idx: int
+    reverse: bool
+    slots: int
+    pointers: int
+    stride: int = 1
+
+    def distance(self, frame_idx: int) -> int:
+        """Return how many frames ago, in tracking order, a frame was; negative: still to come."""
+        return frame_idx - self.frame_idx if self.reverse else self.frame_idx - frame_idx
+
+    def past(self, frame_idx: int) -> bool:
+        """Return whether a frame lies on the side already tracked."""
+        return self.distance(frame_idx) > 0
+
+    def near(self, distance: int) -> int:
+        """Return the index of the frame `distance` frames ago in tracking order."""
+        return self.frame_idx + distance if self.reverse else self.frame_idx - distance
+
+    def slot(self, code: int) -> int:
+        """Return the frame index that SAM 2 looks up for the temporal code `code`, 0 (newest) to `slots` - 1.
+
+        Source: the stride arithmetic of sam2/modeling/sam2_base.py, _prepare_memory_conditioned_features: the
+        newest frame first, then multiples of the stride from two frames ago on.
+        """
+        if code == 0:
+            return self.near(1)
+        steps = (code - 1) * self.stride
+        grid = self.near(2) // self.stride * self.stride
+        if self.reverse:
+            return (grid if grid == self.near(2) else grid + self.stride) + steps
+        return grid - steps
+
+    @property
+    def reach(self) -> int:
+        """Largest distance of a spatial memory that SAM 2 may look up."""
+        return (self.slots - 1) * self.stride + 1
+
+    def then(self) -> Moment:
+        """Return the moment one frame later in tracking order."""
+        return Moment(self.near(-1), self.reverse, self.slots, self.pointers, self.stride)

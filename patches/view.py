@@ -1,0 +1,88 @@
+"""The `output_dict` that SAM 2 is shown: chosen memories in the slots it will ask for.
+
+SAM 2 looks memories and pointers up by frame index, in one dict. So the entry at the index of slot c carries the
+spatial memory that shall get temporal code c and the pointer of the frame that truly lies there; an entry of zero
+tokens carries a pointer alone; and a memory whose slot must not show a pointer goes in among the conditioning frames
+at an index beyond the current one, whose pointer SAM 2 does not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sam2_keyframe.types import Memory, Moment
+
+Entries = dict[int, Mapping[str, Any]]
+
+
+def memory_view(
+    memories: Sequence[Memory],
+    pointers: Sequence[int],
+    cond: Mapping[int, Mapping[str, Any]],
+    non_cond: Mapping[int, Mapping[str, Any]],
+    moment: Moment,
+    tpos: Tensor,
+) -> tuple[dict[str, Entries], int]:
+    """Return the dict to show and how many memories went in among the conditioning frames.
+
+    Args:
+        memories: What to attend to, each with its temporal code.
+        pointers: Frames of `non_cond` whose pointers are read, within SAM 2's pointer window.
+        cond: Prompted frames, shown as they are.
+        non_cond: Tracked frames that the host holds.
+        moment: The frame being tracked.
+        tpos: (num_maskmem, 1, 1, C) the learned temporal code, SAM 2's `maskmem_tpos_enc`.
+    """
+    device = tpos.device
+    shown: Entries = {}
+    anchors: Entries = {}
+    slots = {moment.slot(code): code for code in range(moment.slots)}
+    window = {moment.near(distance) for distance in range(1, moment.pointers + 1)}
+    for memory in memories:
+        place = moment.slot(memory.code) if memory.code < moment.slots else None
+        if place is not None and place == memory.frame_idx and (place in pointers or place not in window):
+            shown[place] = _on_device(memory.entry, device)
+        elif place is not None and place in pointers:
+            shown[place] = {**memory.entry, "obj_ptr": non_cond[place]["obj_ptr"].to(device)}
+        elif place is not None and place not in window:
+            shown[place] = memory.entry
+        else:
+            index = _beyond(moment, cond, len(anchors))
+            anchors[index] = memory.entry if place is None else _recoded(memory, tpos)
+    for place in pointers:
+        if place in shown:
+            continue
+        entry = _on_device(non_cond[place], device)
+        shown[place] = _pointer_only(entry) if place in slots else entry
+    return {"cond_frame_outputs": {**cond, **anchors}, "non_cond_frame_outputs": shown}, len(anchors)
+
+
+def _on_device(entry: Mapping[str, Any], device: Any) -> Mapping[str, Any]:
+    """Return the entry with its pointer where SAM 2 reads it: those of long past frames rest on the CPU."""
+    pointer: Tensor = entry["obj_ptr"]
+    return entry if pointer.device == device else {**entry, "obj_ptr": pointer.to(device)}
+
+
+def _pointer_only(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    features: Tensor = entry["maskmem_features"]
+    if features.numel() == 0:
+        return entry
+    blank = features.new_empty((*features.shape[:2], 0, features.shape[3]))
+    return {**entry, "maskmem_features": blank, "maskmem_pos_enc": [blank]}
+
+
+def _recoded(memory: Memory, tpos: Tensor) -> Mapping[str, Any]:
+    """Return the entry with a position encoding that turns the conditioning row into the row of its code."""
+    change = (tpos[memory.code] - tpos[-1]).view(1, -1, 1, 1)
+    encoding: Tensor = memory.entry["maskmem_pos_enc"][-1]
+    return {**memory.entry, "maskmem_pos_enc": [encoding.to(change.device) + change]}
+
+
+def _beyond(moment: Moment, cond: Mapping[int, Any], taken: int) -> int:
+    """Return a free index on the side that is still to come, where SAM 2 reads no pointer."""
+    if moment.reverse:
+        return min(0, moment.frame_idx, *cond) - 1 - taken
+    return max(moment.frame_idx, *cond) + 1 + taken

@@ -1,0 +1,73 @@
+"""Shared fixtures: small predictors built from SAM 2's own classes, and clips on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sam2_keyframe.micro import build_model
+from sam2_keyframe.synthetic import make_clip
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def make_predictor(image_size: int = 128, seed: int = 0, **flags: Any) -> Any:
+    """Return a small real SAM 2 with random weights on which objects are visible and masks vary.
+
+    With random weights the object score is often <= 0 everywhere, which makes every mask the same constant, so the
+    bias of its head is raised; and the mask head is scaled up so that masks have both signs.
+    """
+    torch.manual_seed(seed)
+    predictor = build_model(image_size).eval()
+    with torch.no_grad():
+        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.add_(5.0)
+        predictor.obj_ptr_tpos_proj.weight.mul_(3.0)
+        predictor.maskmem_tpos_enc.add_(torch.randn_like(predictor.maskmem_tpos_enc))
+    for name, value in flags.items():
+        setattr(predictor, name, value)
+    return predictor
+
+
+def write_frames(folder: Path, frames: np.ndarray) -> Path:
+    """Write (T, H, W, 3) uint8 frames as the JPEG folder that `init_state` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{index:05d}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bit-identity is asserted between runs, so the number of threads must not change between them."""
+    yield
+
+
+@pytest.fixture(scope="session")
+def predictor_factory() -> Callable[..., Any]:
+    """`make_predictor`, for tests that need a model of their own."""
+    return make_predictor
+
+
+@pytest.fixture
+def predictor() -> Any:
+    """A small real SAM 2, new for each test."""
+    return make_predictor()
+
+
+@pytest.fixture(scope="session")
+def clip() -> Any:
+    """A 24-frame clip of two objects."""
+    return make_clip("occlusion", seed=3, frames=24, size=128, objects=2)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clip as a folder of JPEG frames."""
+    return write_frames(tmp_path_factory.mktemp("clip"), clip.frames)
