@@ -1,0 +1,243 @@
+"""Folders of published datasets: DAVIS and its kin, YouTube-VOS and LVOS with their `meta.json`, SA-V."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.datasets import PAGES, Mask, Track, Video
+
+VOID = 255
+LVOS_STEP = 5  # LVOS annotates 1 frame of 5 (lvos-evaluation, evaluation.py)
+
+
+def open_folder(root: Path, split: str | None, sequences: tuple[str, ...]) -> Folder:
+    """Return the dataset in a folder, whichever of the layouts it has.
+
+    Raises:
+        ValueError: It has none of them, names no such split or sequence, or a sequence lacks frames or masks.
+    """
+    kind: type[Folder]
+    if (root / "JPEGImages_24fps").is_dir():
+        images, annotations, kind = root / "JPEGImages_24fps", root / "Annotations_6fps", SAV
+    else:
+        images, annotations = _resolution(root / "JPEGImages"), _resolution(root / "Annotations")
+        kind = Meta if _meta_file(root) else Folder
+    for folder in (images, annotations):
+        if not folder.is_dir():
+            raise ValueError(
+                f"{root} has no folder {folder.relative_to(root)}, so it is laid out neither as DAVIS (JPEGImages, "
+                "Annotations) nor as SA-V (JPEGImages_24fps, Annotations_6fps). Download pages: "
+                + ", ".join(f"{page} ({name})" for name, page in PAGES.items())
+            )
+    found, name = _split(root, split)
+    listed = found if found is not None else sorted(path.name for path in annotations.iterdir() if path.is_dir())
+    unknown = sorted(set(sequences) - set(listed))
+    if unknown:
+        raise ValueError(f"{root} has no sequence {', '.join(unknown)}; it has {', '.join(listed[:20])}")
+    dataset = kind(root.resolve().name, name, tuple(sequences or listed), root, images, annotations)
+    dataset.check()
+    return dataset
+
+
+@dataclass(frozen=True)
+class Folder:
+    """DAVIS and datasets laid out like it: one PNG a frame, its values the objects' ids.
+
+    Objects are prompted with their true mask where they first appear, and scored from there on at every annotated
+    frame except the sequence's first and last annotated one. A pixel of value 255 is void and counts as background,
+    as in the official DAVIS 2017 and VOST evaluations; where 255 is the only value, it is the object (DAVIS 2016).
+
+    Source: davisvideochallenge/davis2017-evaluation; hkchengrex/vos-benchmark (late objects, sparse annotations).
+    """
+
+    name: str
+    split: str
+    names: tuple[str, ...]
+    root: Path
+    images: Path
+    annotations: Path
+
+    def check(self) -> None:
+        """Raise ValueError when a sequence lacks frames or masks, or their sizes differ."""
+        for name in self.names:
+            frames, masks = self.frames(name), self.mask_files(name)
+            with Image.open(frames[0]) as image, Image.open(next(iter(masks.values()))) as mask:
+                if image.size != mask.size:
+                    raise ValueError(
+                        f"{name}: frames are {image.size[0]} x {image.size[1]} and masks {mask.size[0]} x "
+                        f"{mask.size[1]} pixels; take both from the same resolution folder"
+                    )
+
+    def frames(self, name: str) -> list[Path]:
+        """Return a sequence's image files in natural order."""
+        found = [p for p in (self.images / name).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        if not found:
+            raise ValueError(f"{name}: no frames in {self.images / name}; unpack the images there")
+        return sorted(found, key=_natural)
+
+    def mask_files(self, name: str) -> dict[int, Path]:
+        """Return a sequence's mask files by frame index, in order."""
+        return _match(name, self.annotations / name, self.frames(name))
+
+    def open(self, name: str) -> Video:
+        """Return a sequence."""
+        frames, files = self.frames(name), self.mask_files(name)
+        reader = _Reader(files)
+        first: dict[int, int] = {}
+        for t in files:
+            for obj_id in reader.ids(t):
+                first.setdefault(obj_id, t)
+        if not first:
+            raise ValueError(f"{name}: no mask in {self.annotations / name} shows an object")
+        tracks = tuple(Track(i, t, self.scored(name, i, t, list(files))) for i, t in sorted(first.items()))
+        return Video(name, "", frames, tracks, True, reader)
+
+    def scored(self, name: str, obj_id: int, first: int, annotated: list[int]) -> tuple[int, ...]:
+        """Return the indices of the frames on which an object is scored."""
+        return tuple(t for t in annotated[1:-1] if t >= first)
+
+
+@dataclass(frozen=True)
+class Meta(Folder):
+    """YouTube-VOS and LVOS: as `Folder`, with a `meta.json` that lists each object's frames.
+
+    YouTube-VOS lists every annotated frame of an object: it is prompted on the first and scored on the others. LVOS
+    gives a range: it is prompted on its start and scored on every fifth frame from there to before its end. Objects
+    that the list does not name are not tracked.
+
+    Source: youtube-vos.org/dataset/vos (`meta.json`); LingyiHongfd/lvos-evaluation, `evaluation.py`.
+    """
+
+    videos: Mapping[str, Mapping[str, Mapping[str, object]]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        file = _meta_file(self.root)
+        videos = json.loads(file.read_text())["videos"] if file else {}
+        object.__setattr__(self, "videos", {name: entry["objects"] for name, entry in videos.items()})
+
+    def open(self, name: str) -> Video:
+        """Return a sequence."""
+        if name not in self.videos:
+            raise ValueError(f"{name}: meta.json in {self.root} does not list it")
+        frames, files = self.frames(name), self.mask_files(name)
+        index = {path.stem: t for t, path in enumerate(frames)}
+        tracks = []
+        for obj_id, entry in self.videos[name].items():
+            listed = [index[stem] for stem in _listed(entry) if stem in index]
+            if not listed or listed[0] not in files:
+                raise ValueError(f"{name}: object {obj_id} has no mask on its first frame; it cannot be prompted")
+            after = listed if "frame_range" in entry else listed[1:]
+            tracks.append(Track(int(obj_id), listed[0], tuple(t for t in after if t in files)))
+        return Video(name, "", frames, tuple(tracks), True, _Reader(files))
+
+
+@dataclass(frozen=True)
+class SAV(Folder):
+    """SA-V val and test: a folder of PNGs an object, which may overlap; frames at 24 and masks at 6 a second.
+
+    Every frame is tracked; an object is scored on its annotated frames but the first and the last.
+
+    Source: facebookresearch/sam2, `sav_dataset/README.md` and `sav_benchmark.py`.
+    """
+
+    def mask_files(self, name: str) -> dict[int, Path]:
+        """Return the first object's mask files by frame index."""
+        return next(iter(self.objects(name).values()))
+
+    def objects(self, name: str) -> dict[int, dict[int, Path]]:
+        """Return every object's mask files by frame index."""
+        folders = sorted((self.annotations / name).glob("[0-9]*"), key=_natural)
+        if not folders:
+            raise ValueError(f"{name}: no objects in {self.annotations / name}; unpack the annotations there")
+        frames = self.frames(name)
+        return {int(folder.name): _match(name, folder, frames) for folder in folders}
+
+    def open(self, name: str) -> Video:
+        """Return a sequence."""
+        readers = {obj_id: _Reader(files, binary=True) for obj_id, files in self.objects(name).items()}
+        tracks = []
+        for obj_id, reader in readers.items():
+            first = next((t for t in reader.files if reader(t, 1).any()), None)
+            if first is not None:
+                scored = self.scored(name, obj_id, first, list(reader.files))
+                tracks.append(Track(obj_id, first, scored))
+        return Video(name, "", self.frames(name), tuple(tracks), False, lambda t, obj_id: readers[obj_id](t, 1))
+
+
+class _Reader:
+    """True masks of a sequence of PNG files, the last few kept."""
+
+    def __init__(self, files: Mapping[int, Path], binary: bool = False) -> None:
+        self.files = files
+        first = _read(next(iter(files.values())))
+        self.binary = binary or set(np.unique(first).tolist()) == {0, VOID}
+        self._labels = lru_cache(maxsize=4)(self._load)
+
+    def _load(self, t: int) -> NDArray[np.uint8]:
+        if t not in self.files:
+            raise ValueError(f"frame {t} has no mask; annotated are {sorted(self.files)[:10]}")
+        labels = _read(self.files[t])
+        return (labels > 0).astype(np.uint8) if self.binary else np.where(labels == VOID, 0, labels).astype(np.uint8)
+
+    def ids(self, t: int) -> list[int]:
+        return [i for i in np.unique(self._labels(t)).tolist() if i]
+
+    def __call__(self, t: int, obj_id: int) -> Mask:
+        mask: Mask = self._labels(t) == obj_id
+        return mask
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    labels = np.asarray(Image.open(path))
+    if labels.ndim != 2:
+        raise ValueError(f"{path} is a colour image; masks must be palette or grey PNGs whose values are object ids")
+    return labels.astype(np.uint8)
+
+
+def _listed(entry: Mapping[str, object]) -> list[str]:
+    span = entry.get("frame_range")
+    if isinstance(span, Mapping):
+        return [f"{t:08d}" for t in range(int(span["start"]), int(span["end"]), LVOS_STEP)]
+    frames = entry["frames"]
+    return [str(stem) for stem in frames] if isinstance(frames, list) else []
+
+
+def _match(name: str, folder: Path, frames: list[Path]) -> dict[int, Path]:
+    index = {path.stem: t for t, path in enumerate(frames)}
+    files = {index[path.stem]: path for path in folder.glob("*.png") if path.stem in index}
+    if not files:
+        raise ValueError(f"{name}: no masks in {folder} that belong to a frame; unpack the annotations there")
+    return dict(sorted(files.items()))
+
+
+def _meta_file(root: Path) -> Path | None:
+    found = sorted(path for path in root.glob("*meta.json") if "objects" in path.read_text()[:10_000])
+    return found[0] if found else None
+
+
+def _resolution(folder: Path) -> Path:
+    return next((folder / size for size in ("480p", "Full-Resolution") if (folder / size).is_dir()), folder)
+
+
+def _split(root: Path, split: str | None) -> tuple[list[str] | None, str]:
+    lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
+    lists |= {path.stem: path for path in sorted((root / "ImageSets").rglob("*.txt"))}
+    if split is None and "val" not in lists and len(lists) != 1:
+        return None, "all"
+    name = split or ("val" if "val" in lists else next(iter(lists)))
+    if name not in lists:
+        raise ValueError(f"{root} lists no split {name!r}; it has {', '.join(lists) or 'none'}")
+    return lists[name].read_text().split(), name
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]

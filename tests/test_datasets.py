@@ -1,0 +1,197 @@
+"""Each layout on a small folder built from its official description."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.datasets import Synthetic, open_dataset
+
+SIZE = (24, 32)
+
+
+def write_frames(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(np.full((*SIZE, 3), 90, np.uint8)).save(folder / f"{name}.jpg")
+
+
+def labels(*boxes, void=False):
+    """A label image: box i (row, column of its corner; None: absent) becomes object i + 1, 6 pixels wide."""
+    image = np.zeros(SIZE, np.uint8)
+    for i, box in enumerate(boxes):
+        if box is not None:
+            image[box[0] : box[0] + 6, box[1] : box[1] + 6] = i + 1
+    if void:
+        image[0, 0] = 255
+    return image
+
+
+def write_mask(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(image)
+    if image.max(initial=0) < 255:
+        picture.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    picture.save(path)
+
+
+def tracks(video):
+    return {track.obj_id: (track.first, track.scored) for track in video.tracks}
+
+
+def test_davis(tmp_path):
+    # JPEGImages/480p, Annotations/480p, ImageSets/2017/val.txt; every frame annotated; ends not scored.
+    names = [f"{t:05d}" for t in range(6)]
+    for sequence in ("dog", "cat"):
+        write_frames(tmp_path / "JPEGImages/480p" / sequence, names)
+        for name in names:
+            write_mask(tmp_path / f"Annotations/480p/{sequence}/{name}.png", labels((2, 2), (12, 20), void=True))
+    (tmp_path / "ImageSets/2017").mkdir(parents=True)
+    (tmp_path / "ImageSets/2017/val.txt").write_text("dog\n")
+    (tmp_path / "ImageSets/2017/train.txt").write_text("cat\n")
+    dataset = open_dataset(str(tmp_path))
+    assert (dataset.split, dataset.names) == ("val", ("dog",))
+    video = dataset.open("dog")
+    assert tracks(video) == {1: (0, (1, 2, 3, 4)), 2: (0, (1, 2, 3, 4))}
+    assert video.exclusive
+    assert video.prompts() == {0: [1, 2]}
+    assert [path.stem for path in video.frames] == names
+    assert video.mask(3, 2).sum() == 36
+    assert not video.mask(3, 1)[0, 0]  # void is background
+    assert open_dataset(str(tmp_path), "train").names == ("cat",)
+    with pytest.raises(ValueError, match=r"no split 'test'.*train, val"):
+        open_dataset(str(tmp_path), "test")
+    with pytest.raises(ValueError, match=r"no sequence bird.*dog"):
+        open_dataset(str(tmp_path), sequences=["bird"])
+
+
+def test_davis_2016_grey_masks(tmp_path):
+    names = ["00000", "00001", "00002"]
+    write_frames(tmp_path / "JPEGImages/480p/bear", names)
+    for name in names:
+        write_mask(tmp_path / f"Annotations/480p/bear/{name}.png", labels((3, 3)) * np.uint8(255))
+    video = open_dataset(str(tmp_path)).open("bear")
+    assert tracks(video) == {1: (0, (1,))}
+    assert video.mask(1, 1).sum() == 36
+
+
+def test_late_and_vanishing_objects(tmp_path):
+    # MOSE, PUMaVOS and other plain folders: an object joins where it first appears; an absent one stays scored.
+    frames = [
+        labels((2, 2)),
+        labels((2, 3)),
+        labels(None, (12, 12)),
+        labels(None, (12, 13)),
+        labels((2, 6), (12, 14)),
+        labels(),
+    ]
+    write_frames(tmp_path / "JPEGImages/a", [f"{t:05d}" for t in range(6)])
+    for t, image in enumerate(frames):
+        write_mask(tmp_path / f"Annotations/a/{t:05d}.png", image)
+    video = open_dataset(str(tmp_path)).open("a")
+    assert tracks(video) == {1: (0, (1, 2, 3, 4)), 2: (2, (2, 3, 4))}
+    assert video.prompts() == {0: [1], 2: [2]}
+    assert not video.mask(2, 1).any()
+
+
+def test_sparse_annotations_in_natural_order(tmp_path):
+    # VOST: frame names carry a word; Long Videos: a few frames are annotated, the outer two of them not scored.
+    names = [f"frame{t}" for t in range(0, 120, 10)]
+    write_frames(tmp_path / "JPEGImages/a", names)
+    for t in (0, 30, 60, 110):
+        write_mask(tmp_path / f"Annotations/a/frame{t}.png", labels((2, 2)))
+    video = open_dataset(str(tmp_path)).open("a")
+    assert [path.stem for path in video.frames] == names
+    assert tracks(video) == {1: (0, (3, 6))}
+    with pytest.raises(ValueError, match="frame 4 has no mask"):
+        video.mask(4, 1)
+
+
+def test_youtube_vos(tmp_path):
+    # valid/meta.json: {"videos": {id: {"objects": {id: {"category", "frames"}}}}}, frames an object is annotated on.
+    names = [f"{t:05d}" for t in range(0, 50, 5)]
+    write_frames(tmp_path / "JPEGImages/0a", names)
+    for name in names:
+        write_mask(tmp_path / f"Annotations/0a/{name}.png", labels((2, 2), (12, 12), (2, 20)))
+    objects = {"1": {"category": "cat", "frames": names}, "2": {"category": "dog", "frames": names[4:7]}}
+    (tmp_path / "meta.json").write_text(json.dumps({"videos": {"0a": {"objects": objects}}}))
+    video = open_dataset(str(tmp_path)).open("0a")
+    assert tracks(video) == {1: (0, tuple(range(1, 10))), 2: (4, (5, 6))}
+
+
+def test_lvos(tmp_path):
+    # meta.json gives a range an object; annotated is one frame in five, from 00000001; the end is exclusive.
+    names = [f"{t:08d}" for t in range(1, 32)]
+    write_frames(tmp_path / "JPEGImages/v", names)
+    for name in names[::5]:
+        write_mask(tmp_path / f"Annotations/v/{name}.png", labels((2, 2), (12, 12)))
+    objects = {
+        "1": {"frame_range": {"start": "1", "end": "31", "frame_nums": "7"}},
+        "2": {"frame_range": {"start": "11", "end": "26", "frame_nums": "4"}},
+    }
+    (tmp_path / "valid_meta.json").write_text(json.dumps({"videos": {"v": {"objects": objects}}}))
+    video = open_dataset(str(tmp_path)).open("v")
+    assert tracks(video) == {1: (0, (0, 5, 10, 15, 20, 25)), 2: (10, (10, 15, 20))}
+
+
+def test_sav(tmp_path):
+    # sav_val: JPEGImages_24fps/<id>/00000.jpg, Annotations_6fps/<id>/000/00000.png every fourth frame, sav_val.txt.
+    write_frames(tmp_path / "JPEGImages_24fps/sav_1", [f"{t:05d}" for t in range(17)])
+    for t in range(0, 17, 4):
+        write_mask(tmp_path / f"Annotations_6fps/sav_1/000/{t:05d}.png", labels((2, 2)))
+        write_mask(tmp_path / f"Annotations_6fps/sav_1/001/{t:05d}.png", labels((4, 4)) * np.uint8(255))
+    (tmp_path / "sav_val.txt").write_text("sav_1\n")
+    dataset = open_dataset(str(tmp_path))
+    video = dataset.open("sav_1")
+    assert dataset.split == "sav_val"
+    assert tracks(video) == {0: (0, (4, 8, 12)), 1: (0, (4, 8, 12))}
+    assert not video.exclusive
+    assert (video.mask(4, 0) & video.mask(4, 1)).sum() == 16  # objects may overlap
+
+
+def test_synthetic():
+    dataset = Synthetic("dev", ("static", "leave_and_return"), clips=2, frames=8, size=64, objects=2)
+    assert dataset.names == ("static-10000", "static-10001", "leave_and_return-10000", "leave_and_return-10001")
+    video = dataset.open("static-10001")
+    assert video.challenge == "static"
+    assert video.frames.shape == (8, 64, 64, 3)
+    assert tracks(video) == {1: (0, tuple(range(1, 7))), 2: (0, tuple(range(1, 7)))}
+    assert video.mask(0, 1).any()
+    assert np.array_equal(dataset.open("static-10001").frames, video.frames)
+    assert not set(dataset.names) & set(Synthetic("test", dataset.challenges).names)
+
+
+@pytest.mark.parametrize(
+    ("data", "page"),
+    [
+        ("nowhere/DAVIS", "davischallenge.org"),
+        ("nowhere/LVOS_v2", "lingyihongfd.github.io/lvos"),
+        ("nowhere/sav_val", "ai.meta.com"),
+        ("nowhere/ytvos", "youtube-vos.org"),
+        ("nowhere/long_video_x3", "AFB-URR"),
+        ("nowhere/footage", "mose.video"),
+    ],
+)
+def test_a_missing_path_names_the_download_page(data, page):
+    with pytest.raises(ValueError, match=f"no folder {data}.*{page}"):
+        open_dataset(data)
+
+
+def test_bad_folders_are_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="has no folder JPEGImages"):
+        open_dataset(str(tmp_path))
+    write_frames(tmp_path / "JPEGImages/a", ["00000", "00001"])
+    (tmp_path / "Annotations/a").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a: no masks in .* unpack the annotations"):
+        open_dataset(str(tmp_path))
+    write_mask(tmp_path / "Annotations/a/00000.png", np.ones((12, 16), np.uint8))
+    with pytest.raises(ValueError, match="32 x 24 and masks 16 x 12"):
+        open_dataset(str(tmp_path))
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "Annotations/a/00000.png")
+    with pytest.raises(ValueError, match="colour image"):
+        open_dataset(str(tmp_path)).open("a")
+    with pytest.raises(ValueError, match=r"no challenge is called fog.*static"):
+        open_dataset("synthetic", challenges=["fog"])
+    with pytest.raises(ValueError, match="no split 'val'"):
+        open_dataset("synthetic", "val")
