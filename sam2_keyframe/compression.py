@@ -252,17 +252,17 @@ class PCA(_Codec):
         if previous is not None and known:
             start = previous.side[1].to(x)
             if self.basis == "running":
-                past = start * previous.side[2].to(x) @ start.T
+                past = start * previous.side[2] @ start.T
                 spread = 0.3 * spread + 0.7 * past
         else:
             start = _cosines(channels, rank, x.device)
         basis = _orthogonal_iteration(spread, start, steps=3 if known else 12)
-        side = [mean[:, 0], basis]
+        side = [mean[:, 0].to(features.dtype), basis.to(features.dtype)]
         if self.basis == "running":
-            side.append(((spread @ basis) * basis).sum(dim=0))  # variance along each direction
+            side.append(((spread @ basis) * basis).sum(dim=0))  # variances; float16 could not hold them
         batch, _, h, w = features.shape
         coordinates = (basis.T @ centred).view(rank, batch, h, w).transpose(0, 1).contiguous()
-        return coordinates.to(features.dtype), tuple(t.to(features.dtype) for t in side)
+        return coordinates.to(features.dtype), tuple(side)
 
     def _unpack(self, payload: Packed) -> Tensor:
         mean, basis = payload.side[0].float(), payload.side[1].float()

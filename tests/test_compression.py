@@ -83,8 +83,8 @@ def test_error_bounds(x):
     assert (error(Int8()).abs() <= step * 0.5001 + ulp(x)).all()
     for size in (2, 4):
         back = Downsample(size).restore(Downsample(size).compress(x)).float()
-        assert (back <= v.amax((2, 3), keepdim=True) + ulp(x)).all()
-        assert (back >= v.amin((2, 3), keepdim=True) - ulp(x)).all()
+        assert (back <= v.amax((2, 3), keepdim=True) + 4 * ulp(x)).all()
+        assert (back >= v.amin((2, 3), keepdim=True) - 4 * ulp(x)).all()
     spread = (v - v.mean((0, 2, 3), keepdim=True)).norm()
     slack = 6 * ulp(x) * math.sqrt(x.numel())
     for rank in (1, 0.5):
@@ -107,7 +107,7 @@ def test_bytes_are_counted_to_the_last_one():
         Downsample(2): full // 4,
         Downsample(4): full // 16,
         PCA(16): full // 4 + (64 + 64 * 16) * 2,
-        PCA(0.25, basis="running"): full // 4 + (64 + 64 * 16 + 16) * 2,
+        PCA(0.25, basis="running"): full // 4 + (64 + 64 * 16) * 2 + 16 * 4,
         Prune(0.5): full // 2 + 64 * 2 + 32 * 2,
         Offload(): full,
         Chain(PCA(16), Int8()): full // 8 + (64 + 64 * 16) * 2 + 16 * 4,
