@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Full
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,9 @@ def make_batch(config: Config, step: int, first_seed: int = TRAIN_SEED, size: in
     rng = np.random.default_rng([config.seed, first_seed, step])
     side, clips = config.stage(step)
     side = size or side
-    gaps = rng.choice([1, 2, 3, 5], config.frames - 1, p=[0.55, 0.25, 0.12, 0.08] if rng.random() < 0.6 else [1, 0, 0, 0])
+    gaps = rng.choice(
+        [1, 2, 3, 5], config.frames - 1, p=[0.55, 0.25, 0.12, 0.08] if rng.random() < 0.6 else [1, 0, 0, 0]
+    )
     times = np.concatenate([[0], np.cumsum(gaps)])
     weights = np.array([WEIGHTS.get(name, 1.0) for name in CHALLENGES])
     frames, masks, owner = [], [], []
@@ -119,7 +122,7 @@ def _produce(config: Config, start: int, queue: Any) -> None:
             try:
                 queue.put(item, timeout=5)
                 break
-            except Exception:  # noqa: S112 - the queue is full: look whether the trainer lives
+            except Full:  # look whether the trainer lives, then wait on
                 continue
         else:
             return
@@ -159,14 +162,15 @@ def clicks(rng: np.random.Generator, masks: Tensor) -> dict[str, Tensor]:
     for mask in masks:
         ys, xs = torch.nonzero(mask, as_tuple=True)
         if box:
-            shake = rng.uniform(-1, 1, 4) * 0.05 * float(max(xs.max() - xs.min(), ys.max() - ys.min()))
-            ends = [[float(xs.min()) + shake[0], float(ys.min()) + shake[1]], [float(xs.max()) + 1 + shake[2], float(ys.max()) + 1 + shake[3]]]
-            coords.append(ends)
+            ends = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
+            shake = torch.from_numpy(rng.uniform(-0.05, 0.05, 4)).float() * (ends[2:] - ends[:2]).max()
+            coords.append((ends + shake).view(2, 2).tolist())
             labels.append([2, 3])
         else:
             middle = torch.stack([xs.float().mean(), ys.float().mean()])
             spots = torch.from_numpy(rng.integers(0, len(xs), 4))
-            near = min(spots.tolist(), key=lambda i: float((torch.stack([xs[i], ys[i]]).float() - middle).square().sum()))
+            far = (torch.stack([xs[spots], ys[spots]], 1).float() - middle).square().sum(1)
+            near = int(spots[far.argmin()])
             coords.append([[float(xs[near]) + 0.5, float(ys[near]) + 0.5]])
             labels.append([1])
     return {
@@ -176,7 +180,7 @@ def clicks(rng: np.random.Generator, masks: Tensor) -> dict[str, Tensor]:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Per mask (n, m): class-balanced and plain cross-entropy and soft dice of logits (n, m, h, w), target (n, 1, h, w)."""
+    """Per mask (n, m): cross-entropy (plain and balanced) and soft dice; logits (n, m, h, w), target (n, 1, h, w)."""
     raw = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
     share = target.mean((2, 3), keepdim=True).clamp(min=0.01, max=0.99)
     balance = 0.5 * target / share + 0.5 * (1 - target) / (1 - share)
@@ -194,7 +198,7 @@ def frame_loss(raw: tuple[Tensor, ...], target: Tensor, spread: float) -> tuple[
     sure = (~visible) | (area > 1.0)
     use = (area > 0.5).float()
     each = mask_loss(logits.float(), target)
-    best, which = each.min(1)
+    best = each.amin(1)
     with torch.no_grad():
         hard, truth = logits > 0, target > 0.5
         union = (hard | truth).sum((2, 3)).clamp(min=1)
@@ -210,7 +214,9 @@ def frame_loss(raw: tuple[Tensor, ...], target: Tensor, spread: float) -> tuple[
     return mask + 2.0 * quality + 0.5 * presence, {k: v.detach() for k, v in named.items()}
 
 
-def run_clips(model: Any, batch: Batch, rng: np.random.Generator, teach: float = 0.0, click: float = 0.0, spread: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+def run_clips(
+    model: Any, batch: Batch, rng: np.random.Generator, teach: float = 0.0, click: float = 0.0, spread: float = 0.0
+) -> tuple[Tensor, dict[str, float]]:
     """Track every object of a batch with the model's own functions; the mean loss and sums for the log."""
     frames, clips, size = batch.frames, batch.frames.shape[1], batch.frames.shape[2]
     device = model.device
@@ -224,7 +230,10 @@ def run_clips(model: Any, batch: Batch, rng: np.random.Generator, teach: float =
     raw: list[tuple[Tensor, ...]] = []
     handle = model.sam_mask_decoder.register_forward_hook(lambda _m, _i, out: raw.append(out))
     memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-    total, sums = torch.zeros((), device=device), dict.fromkeys(("mask", "quality", "presence", "iou", "n", "hidden_ok", "hidden_n"), 0.0)
+    total, sums = (
+        torch.zeros((), device=device),
+        dict.fromkeys(("mask", "quality", "presence", "iou", "n", "hidden_ok", "hidden_n"), 0.0),
+    )
     try:
         for row, index in enumerate(batch.index):
             rows = row * clips + batch.clip

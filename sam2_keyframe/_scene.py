@@ -43,13 +43,14 @@ def wander(rng: np.random.Generator, frames: int, speed: float, start: Array, bo
     path = start + np.cumsum(steps, 0) - steps[:1]
     folded = np.abs((path + bound) % (4 * bound) - 2 * bound) - bound
     sign = np.where(np.abs((start + bound) % (4 * bound) - 2 * bound) - bound == start, 1.0, -1.0)
-    return smooth(folded * sign, 0.8)
+    return smooth(np.asarray(folded * sign), 0.8)
 
 
 def drift(rng: np.random.Generator, frames: int, amount: float, width: float) -> Array:
     """A smooth series ``(frames,)`` of standard deviation about ``amount`` that starts at 0."""
     series = smooth(rng.standard_normal(frames + 8), width)[:frames] * (amount * math.sqrt(3.5 * max(width, 0.3)))
-    return series - series[0]
+    started: Array = series - series[0]
+    return started
 
 
 @dataclass

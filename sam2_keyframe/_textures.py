@@ -42,22 +42,24 @@ def photos() -> tuple[Tensor, ...]:
     """
     import skimage.data
 
-    images = [getattr(skimage.data, name)() for name in (*_COLOUR, *_GREY)]
-    images.extend(skimage.data.stereo_motorcycle()[:2])
+    source: Any = skimage.data
+    images = [getattr(source, name)() for name in (*_COLOUR, *_GREY)]
+    images.extend(source.stereo_motorcycle()[:2])
     return tuple(_shrink(image) for image in images)
 
 
 @functools.lru_cache(maxsize=32)
 def photo_regions(index: int) -> tuple[tuple[int, int, int, int, Tensor], ...]:
     """Connected regions of one photograph: (top, bottom, left, right, mask) each, mask ``(h, w)`` of 0 and 1."""
-    from skimage.measure import label, regionprops
-    from skimage.segmentation import felzenszwalb
+    import skimage.measure
+    import skimage.segmentation
 
+    measure: Any = skimage.measure
     photo = photos()[index]
-    segments = felzenszwalb(photo.permute(1, 2, 0).numpy(), scale=250, sigma=1.0, min_size=300)
+    segments = skimage.segmentation.felzenszwalb(photo.permute(1, 2, 0).numpy(), scale=250, sigma=1.0, min_size=300)
     total = photo.shape[1] * photo.shape[2]
     found = []
-    for region in regionprops(label(segments + 1)):
+    for region in measure.regionprops(measure.label(segments + 1)):
         top, left, bottom, right = region.bbox
         tall, wide = bottom - top, right - left
         if 0.006 < region.area / total < 0.30 and region.solidity > 0.55 and 0.25 < tall / wide < 4:
@@ -76,7 +78,11 @@ def jitter(rng: np.random.Generator, image: Tensor, strength: float = 1.0) -> Te
     c, s = math.cos(angle), math.sin(angle)
     third, root = (1 - c) / 3, s / math.sqrt(3)
     turn = torch.tensor(
-        [[c + third, third - root, third + root], [third + root, c + third, third - root], [third - root, third + root, c + third]]
+        [
+            [c + third, third - root, third + root],
+            [third + root, c + third, third - root],
+            [third - root, third + root, c + third],
+        ]
     )
     contrast = float(np.exp(strength * rng.uniform(-0.4, 0.4)))
     gain = torch.from_numpy(np.exp(strength * rng.uniform(-0.25, 0.25, 3))).float()[:, None, None]
@@ -104,7 +110,9 @@ def procedural_texture(rng: np.random.Generator, size: tuple[int, int]) -> Tenso
     for level in range(5):
         cells = 3 * 2**level
         grid = torch.from_numpy(rng.standard_normal((2, cells, cells)).astype(np.float32))
-        field += F.interpolate(grid[None], size=size, mode="bicubic", align_corners=False)[0] * (2.0 ** (-decay * level))
+        field += F.interpolate(grid[None], size=size, mode="bicubic", align_corners=False)[0] * (
+            2.0 ** (-decay * level)
+        )
     palette = torch.from_numpy(rng.random((3, 3)).astype(np.float32))[:, :, None, None]
     first, second = torch.sigmoid(2.5 * field)
     image = palette[0] + (palette[1] - palette[0]) * first + 0.6 * (palette[2] - palette[0]) * (second - 0.5)
@@ -119,7 +127,8 @@ def procedural_texture(rng: np.random.Generator, size: tuple[int, int]) -> Tenso
             wave = wave * torch.sin(freq * b)
         colour = torch.from_numpy(rng.random((3, 1, 1)).astype(np.float32))
         image = image + (colour - image) * torch.sigmoid(6 * wave) * rng.uniform(0.4, 0.9)
-    return image.clamp(0.0, 1.0)
+    clamped: Tensor = image.clamp(0.0, 1.0)
+    return clamped
 
 
 def outline(rng: np.random.Generator, size: int) -> Tensor:

@@ -45,4 +45,5 @@ def load_micro_predictor(device: str | torch.device = "cpu", image_size: int = 2
         raise ImportError("load_micro_predictor needs safetensors: pip install 'sam2-keyframe[micro]'") from error
     model: Any = build_model(image_size, initialise=False)
     model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    predictor: SAM2VideoPredictor = model.to(device).eval()
+    return predictor

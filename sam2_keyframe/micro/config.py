@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class _NoInitialisation(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self.saved = {kind: kind.reset_parameters for kind in (nn.Linear, nn.Conv2d)}
         for kind in self.saved:
-            kind.reset_parameters = lambda _: None  # type: ignore[method-assign,assignment]
+            kind.reset_parameters = lambda _: None  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
         for kind, function in self.saved.items():
@@ -111,7 +110,7 @@ def build_model(image_size: int = 256, initialise: bool = True) -> SAM2VideoPred
             mask_downsampler=MaskDownSampler(embed_dim=HIDDEN, kernel_size=3, stride=2, padding=1),
             fuser=Fuser(CXBlock(dim=HIDDEN, kernel_size=7, padding=3, layer_scale_init_value=1e-6), num_layers=2),
         )
-        return SAM2VideoPredictor(  # type: ignore[no-any-return]
+        return SAM2VideoPredictor(
             image_encoder=encoder,
             memory_attention=MemoryAttention(d_model=HIDDEN, pos_enc_at_input=True, layer=layer, num_layers=2),
             memory_encoder=memory,

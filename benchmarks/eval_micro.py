@@ -1,0 +1,298 @@
+"""Measure the embedded micro SAM 2: its evaluation clips, real clips, trivial trackers, signals and speed.
+
+    python -m benchmarks.eval_micro clips            # J&F on eval_micro_set, the signals, the trivial trackers
+    python -m benchmarks.eval_micro real --root DIR  # J&F on a folder laid out as DAVIS, first 40 frames
+    python -m benchmarks.eval_micro speed            # frames a second and loading time
+    python -m benchmarks.eval_micro sheet            # a contact sheet of overlays
+
+Each writes ``benchmarks/results/micro/<name>.json`` (or ``contact_sheet.png``). ``--weights`` takes a training
+checkpoint in place of the weights in the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from benchmarks import eval_micro_set as fixed
+from benchmarks.metrics import jaccard, score_masks
+from sam2_keyframe.micro import WEIGHTS, build_model, load_micro_predictor
+from sam2_keyframe.synthetic import make_clip
+
+log = logging.getLogger("eval_micro")
+RESULTS = Path(__file__).parent / "results" / "micro"
+Frames = NDArray[np.uint8]
+Tracker = Callable[[Frames, NDArray[np.uint8]], NDArray[np.bool_]]
+
+
+def load(weights: Path | None) -> Any:
+    """The predictor with the weights in the package, or with the averaged ones of a training checkpoint."""
+    if weights is None:
+        return load_micro_predictor()
+    model: Any = build_model(256, initialise=False)
+    average = torch.load(weights, map_location="cpu", weights_only=True)["average"]
+    model.load_state_dict({k: v.half().float() for k, v in average.items()})
+    return model.eval()
+
+
+def start(predictor: Any, frames: Frames) -> Any:
+    """SAM 2's inference state for frames in memory, without a detour through JPEG files."""
+    size = predictor.image_size
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255.0
+    if pixels.shape[2:] != (size, size):
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    loaded = ((pixels - mean) / std, *frames.shape[1:3])
+    with mock.patch("sam2.sam2_video_predictor.load_video_frames", return_value=loaded):
+        return predictor.init_state("frames in memory")
+
+
+@contextmanager
+def listening(predictor: Any) -> Iterator[list[dict[str, Any]]]:
+    """Collects candidates, their predicted IoUs and the object score of each decoder call."""
+    heard: list[dict[str, Any]] = []
+    original = predictor._forward_sam_heads
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out = original(*args, **kwargs)
+        heard.append({"masks": out[0], "ious": out[2], "score": float(out[6].reshape(-1)[0])})
+        return out
+
+    predictor._forward_sam_heads = forward
+    try:
+        yield heard
+    finally:
+        del predictor._forward_sam_heads
+
+
+def track(predictor: Any, frames: Frames, first: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The object's mask in every frame, ``(t, h, w)``, from its mask in the first."""
+    state = start(predictor, frames)
+    predictor.add_new_mask(state, 0, 1, first > 0)
+    found = [logits[0, 0].numpy() > 0 for _, _, logits in predictor.propagate_in_video(state)]
+    return np.stack(found)
+
+
+def score(found: NDArray[np.bool_], truth: NDArray[np.generic]) -> tuple[float, float]:
+    """J and F in percent, first and last frame left out as in DAVIS 2017."""
+    result = score_masks(list(found), list(truth > 0))
+    return 100 * result.j.mean, 100 * result.f.mean
+
+
+def copied(frames: Frames, first: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The first mask, copied to every frame."""
+    return np.repeat((first > 0)[None], len(frames), 0)
+
+
+def coloured(frames: Frames, first: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Histogram back-projection: where the object's colours are likelier than the background's, smoothed."""
+
+    def bins(frame: Frames) -> NDArray[np.int64]:
+        small = (cv2.cvtColor(frame, cv2.COLOR_RGB2Lab) // 16).astype(np.int64)
+        return np.asarray(small[..., 0] * 256 + small[..., 1] * 16 + small[..., 2])
+
+    keys, inside = bins(frames[0]), first > 0
+    own = np.bincount(keys[inside], minlength=4096) / max(1, inside.sum())
+    rest = np.bincount(keys[~inside], minlength=4096) / max(1, (~inside).sum())
+    ratio = (own / (own + rest + 1e-9)).astype(np.float32)
+    found = [cv2.GaussianBlur(ratio[bins(frame)], (0, 0), 2.0) > 0.5 for frame in frames]
+    return np.stack([inside, *found[1:]])
+
+
+def flowed(frames: Frames, first: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The mask warped from frame to frame by dense optical flow (DIS)."""
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    ys, xs = np.mgrid[: first.shape[0], : first.shape[1]].astype(np.float32)
+    mask, found = (first > 0).astype(np.float32), [first > 0]
+    for before, after in itertools.pairwise(grey):
+        back = flow.calc(after, before, None)
+        mask = cv2.remap(mask, xs + back[..., 0], ys + back[..., 1], cv2.INTER_LINEAR)
+        found.append(mask > 0.5)
+    return np.stack(found)
+
+
+TRIVIAL: dict[str, Tracker] = {"first mask copied": copied, "colour back-projection": coloured, "optical flow": flowed}
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(first, second).statistic)
+
+
+def area_under_curve(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Chance that a positive scores above a negative (ROC AUC)."""
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
+
+
+def signals(heard: list[dict[str, Any]], truth: NDArray[np.generic]) -> dict[str, list[float]]:
+    """Of the tracked frames: predicted and true IoU where visible, scores by visibility, likeness of candidates."""
+    out: dict[str, list[float]] = {k: [] for k in ("predicted", "true", "visible", "hidden", "pairwise")}
+    for row, item in zip(truth[1:] > 0, heard[1:], strict=True):
+        out["visible" if row.any() else "hidden"].append(item["score"])
+        masks = F.interpolate(item["masks"].float(), row.shape, mode="bilinear", align_corners=False)[0].numpy() > 0
+        if not row.any() or not masks.any():
+            continue
+        best = int(item["ious"].argmax())
+        out["predicted"].append(float(item["ious"].max()))
+        out["true"].append(jaccard(masks[best], row))
+        pairs = [jaccard(masks[a], masks[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+        out["pairwise"].append(float(np.mean(pairs)))
+    return out
+
+
+def summary(rows: Iterable[dict[str, Any]], tracker: str) -> dict[str, dict[str, float]]:
+    """Mean J, F and J&F by challenge and overall."""
+    rows = list(rows)
+    table = {}
+    for name in [*dict.fromkeys(r["name"] for r in rows), "overall"]:
+        some = [r[tracker] for r in rows if name in (r["name"], "overall")]
+        j, f = (float(np.mean([pair[i] for pair in some])) for i in (0, 1))
+        table[name] = {"J": round(j, 2), "F": round(f, 2), "J&F": round((j + f) / 2, 2), "clips": len(some)}
+    return table
+
+
+def run_clips(predictor: Any, trivial: bool, stride: int = 1) -> dict[str, Any]:
+    """The evaluation clips: the model, the trivial trackers, and the model's signals."""
+    rows, pooled = [], {k: list[float]() for k in ("predicted", "true", "visible", "hidden", "pairwise")}
+    for challenge, seed in fixed.CLIPS[::stride]:
+        clip = make_clip(challenge, seed, fixed.FRAMES, fixed.SIZE, fixed.OBJECTS)
+        with listening(predictor) as heard:
+            found = track(predictor, clip.frames, clip.masks[0])
+        row: dict[str, Any] = {"name": challenge, "seed": seed, "model": score(found, clip.masks)}
+        mine = signals(heard, clip.masks)
+        for key, values in mine.items():
+            if key != "pairwise" or challenge == "look_alike":
+                pooled[key].extend(values)
+        if trivial:
+            row |= {name: score(tracker(clip.frames, clip.masks[0]), clip.masks) for name, tracker in TRIVIAL.items()}
+        rows.append(row)
+    return {
+        "model": summary(rows, "model"),
+        "trivial": {name: summary(rows, name)["overall"] for name in TRIVIAL} if trivial else {},
+        "signals": {
+            "rank correlation of predicted and true IoU": round(
+                rank_correlation(pooled["predicted"], pooled["true"]), 3
+            ),
+            "AUC of the object score": round(area_under_curve(pooled["visible"], pooled["hidden"]), 3),
+            "median pairwise IoU of candidates on look-alikes": round(float(np.median(pooled["pairwise"])), 3),
+            "visible frames": len(pooled["visible"]),
+            "hidden frames": len(pooled["hidden"]),
+        },
+        "rows": rows,
+    }
+
+
+def run_real(predictor: Any, root: Path, trivial: bool, frames: int = 40) -> dict[str, Any]:
+    """Every object of every sequence of a folder laid out as DAVIS, first ``frames`` frames."""
+    rows = []
+    names = (root / "ImageSets" / "val.txt").read_text().split()
+    for name in names:
+        images = sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg"))[:frames]
+        video = np.stack([cv2.cvtColor(cv2.imread(str(p)), cv2.COLOR_BGR2RGB) for p in images])
+        from PIL import Image
+
+        ids = np.stack([np.asarray(Image.open(root / "Annotations" / "480p" / name / f"{p.stem}.png")) for p in images])
+        for number in (int(i) for i in np.unique(ids[0]) if i):
+            truth = (ids == number).astype(np.uint8)
+            row: dict[str, Any] = {
+                "name": name,
+                "seed": number,
+                "model": score(track(predictor, video, truth[0]), truth),
+            }
+            if trivial:
+                row |= {key: score(tracker(video, truth[0]), truth) for key, tracker in TRIVIAL.items()}
+            rows.append(row)
+            log.info("%s %d J %.1f F %.1f", name, number, *row["model"])
+    return {
+        "model": summary(rows, "model"),
+        "trivial": {key: summary(rows, key)["overall"] for key in TRIVIAL} if trivial else {},
+        "rows": rows,
+    }
+
+
+def run_speed(frames: int = 48) -> dict[str, float]:
+    """Median frames a second for one object, two threads, and seconds to load, here and now."""
+    torch.set_num_threads(2)
+    begun = time.perf_counter()
+    predictor: Any = load_micro_predictor()
+    loading = time.perf_counter() - begun
+    clip = make_clip("deformation", 7, frames, 256)
+    state = start(predictor, clip.frames)
+    predictor.add_new_mask(state, 0, 1, clip.masks[0] > 0)
+    marks = []
+    for _ in predictor.propagate_in_video(state):
+        marks.append(time.perf_counter())
+    return {
+        "frames a second at 256 px": round(1 / float(np.median(np.diff(marks)[8:])), 2),
+        "seconds to load": round(loading, 2),
+        "MB of weights": round(WEIGHTS.stat().st_size / 1e6, 2),
+    }
+
+
+def sheet(predictor: Any, columns: int = 8) -> Frames:
+    """Overlays of one clip a challenge: green is found and true, red is found only, blue is missed."""
+    rows = []
+    for challenge, seed in fixed.CLIPS[:: len(fixed.SEEDS)]:
+        clip = make_clip(challenge, seed, fixed.FRAMES, fixed.SIZE, fixed.OBJECTS)
+        found, truth = track(predictor, clip.frames, clip.masks[0]), clip.masks > 0
+        row = []
+        for t in np.linspace(0, fixed.FRAMES - 1, columns).round().astype(int):
+            image = clip.frames[t].astype(np.float32)
+            for where, colour in (
+                (found[t] & truth[t], (0, 255, 0)),
+                (found[t] & ~truth[t], (255, 0, 0)),
+                (~found[t] & truth[t], (0, 80, 255)),
+            ):
+                image[where] = 0.5 * image[where] + 0.5 * np.array(colour, np.float32)
+            row.append(cv2.resize(image.astype(np.uint8), (128, 128), interpolation=cv2.INTER_AREA))
+        rows.append(np.concatenate(row, 1))
+    return np.asarray(np.concatenate(rows, 0))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("clips", "real", "speed", "sheet"))
+    parser.add_argument("--weights", type=Path, help="a training checkpoint")
+    parser.add_argument("--root", type=Path, default=Path("../shared/data/vos-mini"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--no-trivial", action="store_true", help="leave the trivial trackers out")
+    parser.add_argument("--stride", type=int, default=1, help="every so many of the evaluation clips")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.what == "speed":
+        result: dict[str, Any] = run_speed()
+    elif args.what == "sheet":
+        image = sheet(load(args.weights))
+        cv2.imwrite(str(args.out / "contact_sheet.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        return
+    elif args.what == "clips":
+        result = run_clips(load(args.weights), not args.no_trivial, args.stride)
+    else:
+        result = run_real(load(args.weights), args.root, not args.no_trivial)
+    (args.out / f"{args.what}.json").write_text(json.dumps(result, indent=1) + "\n")
+    log.info("%s", json.dumps({k: v for k, v in result.items() if k != "rows"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
