@@ -95,6 +95,8 @@ def make_clip(
     if not wanted or min(wanted) < 0 or max(wanted) >= frames:
         raise ValueError(f"times must lie in 0 to {frames - 1}, not {wanted}")
     use = tex.have_photos() if photos is None else photos
+    if use and not tex.have_photos():
+        raise ImportError("photos=True needs the photographs in scikit-image: pip install scikit-image")
     salt = (zlib.crc32(challenge.encode()), seed)
     scene = build(KNOBS[challenge], salt, frames, shape, objects, use)
     images, masks = render(scene, wanted, shape)
