@@ -352,6 +352,7 @@ def export(average: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({k: v.detach().to("cpu", torch.float16).contiguous() for k, v in average.items()}, path)
+    path.chmod(0o644)
 
 
 def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 900.0, workers: bool = True) -> None:

@@ -1,0 +1,81 @@
+"""Compare memory methods on the micro model: 30 long occlusion clips, paired by clip.
+
+    python -m benchmarks.eval_micro_methods          # writes benchmarks/results/micro/methods.json
+
+Methods in ``EQUAL`` attend to equally many memories; the difference between the best and the worst of them, with a
+bootstrap interval over clips, says whether the model can tell a good policy from a bad one. Interrupted, it goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sam2_keyframe
+from benchmarks import eval_micro_set as fixed
+from benchmarks.eval_micro import RESULTS, load, score, track
+from sam2_keyframe.synthetic import make_clip
+
+log = logging.getLogger("eval_micro_methods")
+EQUAL = ("window", "every_nth", "random", "keyframe")
+"""Methods that fill all of the model's slots: one prompt and six memories."""
+
+
+def interval(differences: list[float], draws: int = 10_000) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % bootstrap interval over clips."""
+    values = np.asarray(differences)
+    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
+    return round(float(values.mean()), 2), round(float(low), 2), round(float(high), 2)
+
+
+def compare(predictor: Any, methods: list[str], rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """J&F of every method on every clip; ``rows`` holds what an earlier run measured."""
+    for seed in fixed.LONG_SEEDS:
+        row = next((r for r in rows if r["seed"] == seed), None)
+        if row is None:
+            row = {"seed": seed, "J&F": {}}
+            rows.append(row)
+        missing = [name for name in methods if name not in row["J&F"]]
+        if not missing:
+            continue
+        clip = make_clip(fixed.LONG_CHALLENGE, seed, fixed.LONG_FRAMES, fixed.SIZE)
+        for name in missing:
+            with sam2_keyframe.wrap(predictor, name):
+                found = track(predictor, clip.frames, clip.masks[0])
+            row["J&F"][name] = round(sum(score(found, clip.masks)) / 2, 3)
+        log.info("%s", row)
+        out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    means = {name: round(float(np.mean([r["J&F"][name] for r in rows])), 2) for name in methods}
+    equal = sorted((name for name in methods if name in EQUAL), key=lambda name: means[name])
+    result: dict[str, Any] = {"mean J&F": means, "clips": len(rows)}
+    if len(equal) > 1:
+        worst, best = equal[0], equal[-1]
+        gaps = [r["J&F"][best] - r["J&F"][worst] for r in rows]
+        result["best against worst of equally many memories"] = [best, worst, *interval(gaps)]
+    return result | {"rows": rows}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=[*EQUAL, "first"])
+    parser.add_argument("--weights", type=Path, help="a training checkpoint")
+    parser.add_argument("--out", type=Path, default=RESULTS / "methods.json")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
+    result = compare(load(args.weights), args.methods, rows, args.out)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    log.info("%s", json.dumps({k: v for k, v in result.items() if k != "rows"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

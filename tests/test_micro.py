@@ -1,0 +1,187 @@
+"""The embedded micro SAM 2: what it is built of, what its weights show, and that its training can be trusted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sam2")
+
+from benchmarks import eval_micro, eval_micro_set, train_micro
+from benchmarks.metrics import jaccard
+from sam2_keyframe import micro
+from sam2_keyframe.synthetic import CHALLENGES, make_clip
+
+TINY = train_micro.Config(((64, 20, 2),), frames=4, warmup=4, pair=0.0, rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return micro.load_micro_predictor()
+
+
+def test_it_is_sam2s_own_predictor_with_the_21_settings(predictor) -> None:
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    assert type(predictor) is SAM2VideoPredictor
+    assert not predictor.training
+    assert predictor.image_size == 256
+    assert predictor.num_maskmem == 7
+    assert (predictor.hidden_dim, predictor.mem_dim) == (64, 32)
+    assert predictor.pred_obj_scores
+    assert predictor.multimask_output_for_tracking
+    assert predictor.use_multimask_token_for_obj_ptr
+    assert predictor.add_tpos_enc_to_obj_ptrs
+    assert predictor.no_obj_embed_spatial is not None
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in predictor.parameters())
+
+
+def test_the_weights_fit_the_package() -> None:
+    from safetensors import safe_open
+
+    assert micro.WEIGHTS.stat().st_size <= 8_000_000
+    with safe_open(micro.WEIGHTS, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert micro.WEIGHTS.with_name("MODEL_CARD.md").is_file()
+
+
+def test_loading_is_deterministic_and_leaves_torch_as_it_was() -> None:
+    torch.manual_seed(3)
+    before = torch.nn.Linear.reset_parameters
+    one, two = (micro.load_micro_predictor().state_dict() for _ in range(2))
+    assert torch.nn.Linear.reset_parameters is before
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.nn.Linear(4, 4).weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [32, 100, 2048])
+def test_a_size_it_cannot_take_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 32"):
+        micro.load_micro_predictor(image_size=size)
+
+
+def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(micro, "WEIGHTS", tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        micro.load_micro_predictor()
+
+
+def test_every_temporal_row_moved_from_its_initial_value(predictor) -> None:
+    torch.manual_seed(0)  # the shipped run's --seed
+    initial = micro.build_model(128).maskmem_tpos_enc.detach()[:, 0, 0]
+    moved = (predictor.maskmem_tpos_enc.detach()[:, 0, 0] - initial).norm(dim=1) / initial.norm(dim=1)
+    assert moved.shape == (7,)
+    assert moved.min() > 0.3
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_it_follows_an_easy_object(size: int) -> None:
+    predictor = micro.load_micro_predictor(image_size=size)
+    found, kept = [], []
+    for seed in (31, 32, 33):
+        clip = make_clip("static", seed, 10, size, photos=False)
+        masks = eval_micro.track(predictor, clip.frames, clip.masks[0])
+        found += [jaccard(m, t) for m, t in zip(masks[1:], clip.masks[1:], strict=True)]
+        kept.append(jaccard(masks[0], clip.masks[0]))
+    assert np.mean(found) > 0.6
+    assert min(kept) > 0.7
+
+
+def test_a_click_finds_more_than_the_pixel_it_hits(predictor) -> None:
+    scores = []
+    for seed in range(40, 46):
+        clip = make_clip("static", seed, 2, 256, photos=False)
+        state = eval_micro.start(predictor, clip.frames)
+        truth = clip.masks[0] > 0
+        inside = np.argwhere(truth)
+        row, column = inside[np.abs(inside - inside.mean(0)).sum(1).argmin()]
+        _, _, logits = predictor.add_new_points_or_box(state, 0, 1, points=[[column, row]], labels=[1])
+        scores.append(jaccard(logits[0, 0].numpy() > 0, truth))
+    assert np.mean(scores) > 0.3
+
+
+def test_evaluation_clips_are_apart_from_training() -> None:
+    assert len(eval_micro_set.CLIPS) == 66
+    assert {name for name, _ in eval_micro_set.CLIPS} == set(CHALLENGES)
+    seeds = {seed for _, seed in eval_micro_set.CLIPS} | set(eval_micro_set.LONG_SEEDS)
+    assert max(seeds) < train_micro.CHECK_SEED < train_micro.TRAIN_SEED
+
+
+def test_trivial_trackers_score_perfectly_where_nothing_moves() -> None:
+    clip = make_clip("static", 1, 1, 64, photos=False)
+    frames, truth = np.repeat(clip.frames, 5, 0), np.repeat(clip.masks, 5, 0)
+    for name in ("first mask copied", "optical flow"):
+        found = eval_micro.TRIVIAL[name](frames, truth[0])
+        assert eval_micro.score(found, truth) == pytest.approx((100, 100))
+
+
+def _losses(trainer: train_micro.Trainer, count: int) -> list[float]:
+    start = trainer.step
+    steps = range(start, start + count)
+    return [trainer.train_step(train_micro.make_batch(trainer.config, step))["loss"] for step in steps]
+
+
+def test_twenty_steps_learn_and_the_weights_round_trip(tmp_path: Path) -> None:
+    trainer = train_micro.Trainer(TINY, tmp_path)
+    losses = _losses(trainer, 20)
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    train_micro.export(trainer.average, tmp_path / "w.safetensors")
+    from safetensors.torch import load_file
+
+    loaded = load_file(tmp_path / "w.safetensors")
+    assert loaded.keys() == trainer.average.keys()
+    for name, value in trainer.average.items():
+        torch.testing.assert_close(loaded[name].float(), value.float(), rtol=1e-3, atol=1e-5)
+
+
+def test_an_interrupted_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
+    whole = _losses(train_micro.Trainer(TINY, tmp_path), 6)
+    first = train_micro.Trainer(TINY, tmp_path)
+    before = _losses(first, 3)
+    first.save(tmp_path / "last.pt")
+    again = train_micro.Trainer(TINY, tmp_path)
+    again.load(tmp_path / "last.pt")
+    assert again.step == 3
+    assert before + _losses(again, 3) == pytest.approx(whole, rel=1e-4)
+
+
+def test_every_temporal_row_gets_gradient_from_one_eight_frame_clip(tmp_path: Path) -> None:
+    config = train_micro.Config(((64, 1, 2),), pair=0.0)
+    trainer = train_micro.Trainer(config, tmp_path)
+    batch = train_micro.make_batch(config, 0)
+    batch.index = list(range(8))
+    loss, _ = train_micro.run_clips(trainer.model, batch, np.random.default_rng(0))
+    loss.backward()
+    assert (trainer.model.maskmem_tpos_enc.grad.abs().amax((1, 2, 3)) > 0).all()
+
+
+@pytest.mark.slow
+def test_training_from_the_command_line_resumes(tmp_path: Path) -> None:
+    command = [sys.executable, train_micro.__file__, "--out", str(tmp_path), "--frames", "4", "--stages"]
+    for steps in ("64:10:2", "64:20:2"):
+        subprocess.run([*command, steps], check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [10, 20]
+
+
+def test_it_meets_the_network_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*_: object) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    micro.load_micro_predictor()
+
+
+def test_reported_figures_meet_the_model_cards_floor() -> None:
+    figures = json.loads((eval_micro.RESULTS / "clips.json").read_text())
+    assert set(figures["model"]) == {*CHALLENGES, "overall"}
+    best = max(row["J&F"] for row in figures["trivial"].values())
+    assert figures["model"]["overall"]["J&F"] > best
