@@ -1,0 +1,170 @@
+"""Results read back: groups that may be compared, differences with intervals, and who is on the front."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks._schema import check_metrics
+from benchmarks._store import IDENTITY, SCHEMA, read_csv
+from benchmarks.sweep import BASELINES
+
+REFERENCE = BASELINES[0]
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run read from disk.
+
+    Attributes:
+        path: Its directory; None when only its metrics are at hand.
+        metrics: Its `metrics.json`.
+        objects: Rows of its `objects.csv`.
+    """
+
+    path: Path | None
+    metrics: Mapping[str, Any]
+    objects: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def label(self) -> str:
+        """The method with its replacements."""
+        return str(self.metrics["config"]["method"]["label"])
+
+    @property
+    def jf(self) -> float:
+        """J&F in percent."""
+        return float(self.metrics["accuracy"]["jf"])
+
+    def occupancy(self, name: str) -> float:
+        """Return an occupancy of the method: "frames", "mib", "tokens", or one of them with "peak_" before it."""
+        return float(self.metrics["occupancy"]["memory"][name])
+
+    def by_video(self) -> dict[str, list[float]]:
+        """Return the objects' J&F in percent by video."""
+        found: dict[str, list[float]] = {}
+        for row in self.objects:
+            found.setdefault(row["video"], []).append(100 * float(row["jf"]))
+        return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on the same videos under the same protocol with the same model: the only ones that may be compared.
+
+    Attributes:
+        config: What they share.
+        results: The runs, best J&F first.
+    """
+
+    config: Mapping[str, Any]
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Data, split and model."""
+        side = f" at {self.config['image_size']} px" if self.config["image_size"] else ""
+        return f"{self.config['data']['name']}, {self.config['split']}, SAM 2 {self.config['model']}{side}"
+
+    @property
+    def reference(self) -> Result | None:
+        """Stock SAM 2 on the same videos."""
+        return next((result for result in self.results if result.label == REFERENCE), None)
+
+    def front(self, x: str) -> list[Result]:
+        """Return the results that no other beats in J&F at as little occupancy `x`, least occupancy first."""
+        front: list[Result] = []
+        for result in sorted(self.results, key=lambda result: (result.occupancy(x), -result.jf)):
+            if not front or result.jf > front[-1].jf:
+                front.append(result)
+        return front
+
+
+@dataclass(frozen=True)
+class Difference:
+    """J&F of a method minus another's, in points, with a 95 % interval over videos."""
+
+    mean: float
+    low: float
+    high: float
+    videos: int
+
+
+def load_groups(folder: Path) -> list[Group]:
+    """Read every run below a folder and return those that belong together.
+
+    Raises:
+        ValueError: There is none, or one is of another version or breaks the schema.
+    """
+    files = sorted(folder.rglob("metrics.json")) if folder.is_dir() else [folder]
+    rows = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    groups: dict[str, Group] = {}
+    for file in dict.fromkeys([*files, *rows]):
+        result = _read(file)
+        if "accuracy" not in result.metrics:
+            continue
+        config = result.metrics["config"]
+        key = json.dumps({name: config[name] for name in IDENTITY if name != "method"}, sort_keys=True)
+        groups.setdefault(key, Group(config)).results.append(result)
+    if not groups:
+        raise ValueError(f"{folder} holds no finished run; make one with python -m benchmarks run --out {folder}")
+    for group in groups.values():
+        group.results.sort(key=lambda result: -result.jf)
+    return sorted(groups.values(), key=lambda group: group.title)
+
+
+def _read(file: Path) -> Result:
+    try:
+        metrics = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as results: {error}") from error
+    if not isinstance(metrics, dict) or metrics.get("schema") != SCHEMA:
+        found = metrics.get("schema") if isinstance(metrics, dict) else type(metrics).__name__
+        raise ValueError(
+            f"{file} is of another version (schema {found}, this one is {SCHEMA}); move it away or run it again"
+        )
+    check_metrics(metrics, file)
+    table = file.parent / "objects.csv"
+    if file.name == "metrics.json" and table.exists():
+        return Result(file.parent, metrics, read_csv(table))
+    return Result(None, metrics)
+
+
+def difference(method: Result, reference: Result, seed: int = 0) -> Difference | None:
+    """Return the paired difference in J&F over the videos both have, with a bootstrap interval over videos.
+
+    Videos are drawn with replacement, each with all its objects; the interval is the middle 95 % of the means.
+    None when fewer than two videos are shared: there is nothing to draw from.
+    """
+    ours, theirs = method.by_video(), reference.by_video()
+    shared = [name for name in ours if name in theirs and len(ours[name]) == len(theirs[name])]
+    if len(shared) < 2:
+        return None
+    sums = np.array([sum(ours[name]) - sum(theirs[name]) for name in shared])
+    counts = np.array([len(ours[name]) for name in shared])
+    low, high = np.percentile(_draws(sums, counts, seed), [2.5, 97.5])
+    return Difference(float(sums.sum() / counts.sum()), float(low), float(high), len(shared))
+
+
+def _draws(sums: NDArray[np.float64], counts: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    chosen = np.random.default_rng(seed).integers(0, len(sums), (DRAWS, len(sums)))
+    means: NDArray[np.float64] = sums[chosen].sum(1) / counts[chosen].sum(1)
+    return means
+
+
+def worst_videos(group: Group, result: Result, count: int) -> list[tuple[str, float]]:
+    """Return the videos on which a method falls furthest below stock, with the difference in points."""
+    if group.reference is None:
+        return []
+    theirs = group.reference.by_video()
+    falls = {
+        name: float(np.mean(jf) - np.mean(theirs[name])) for name, jf in result.by_video().items() if name in theirs
+    }
+    return sorted(((name, fall) for name, fall in falls.items() if fall < 0), key=lambda pair: pair[1])[:count]

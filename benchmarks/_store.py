@@ -1,0 +1,200 @@
+"""A run's directory: configuration, one folder a finished video, and the tables made of them."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks._track import Tracked, summary
+
+SCHEMA = 1
+"""Version of the results on disk."""
+
+IDENTITY = ("schema", "method", "data", "split", "model", "weights", "image_size", "device", "dtype", "threads", "seed")
+"""Parts of a configuration that must agree for a run to go on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one dataset with one model, and the directory that holds its results.
+
+    Attributes:
+        path: The directory.
+        config: What is written into its `config.yaml`.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.path.name
+
+    def prepare(self) -> None:
+        """Make the directory, or check that the one there is of the same configuration and clear what was cut off.
+
+        Raises:
+            ValueError: It holds results of another version or configuration.
+            OSError: It cannot be written.
+        """
+        (self.path / "videos").mkdir(parents=True, exist_ok=True)
+        file = self.path / "config.yaml"
+        if file.exists():
+            check_config(file, self.config)
+        else:
+            write_text(file, yaml.safe_dump(dict(self.config), sort_keys=False, width=120))
+        for left in [*self.path.glob(".tmp-*"), self.path / "failed"]:
+            shutil.rmtree(left, ignore_errors=True)
+
+    def done(self, name: str) -> bool:
+        """Return whether a video is finished."""
+        return (self.path / "videos" / name).is_dir()
+
+    def write_video(
+        self, name: str, frames: list[dict[str, Any]], objects: list[dict[str, Any]], tracked: Tracked
+    ) -> None:
+        """Write a finished video: all of it or nothing, whenever the process ends."""
+        folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.path))
+        write_csv(folder / "frames.csv", frames)
+        write_csv(folder / "objects.csv", objects)
+        peak = {"peak_device_mib": tracked.peak_device_mib, "size": list(tracked.size)}
+        (folder / "video.json").write_text(json.dumps(peak))
+        packed = {f"{obj_id}": np.stack([masks[t] for t in sorted(masks)]) for obj_id, masks in tracked.masks.items()}
+        starts = {f"{obj_id}_first": np.array(min(masks)) for obj_id, masks in tracked.masks.items()}
+        np.savez_compressed(folder / "masks.npz", **packed, **starts)  # type: ignore[arg-type]
+        folder.chmod(0o755)
+        os.rename(folder, self.path / "videos" / name)
+
+    def write_failure(self, name: str, error: BaseException) -> None:
+        """Write down why a video failed; the next run tries it again."""
+        (self.path / "failed").mkdir(exist_ok=True)
+        write_text(self.path / "failed" / name, f"{type(error).__name__}: {error}")
+
+    def failures(self) -> dict[str, str]:
+        """Return the errors of the videos that failed, by name."""
+        return {path.name: path.read_text() for path in sorted((self.path / "failed").glob("*"))}
+
+    def finish(self, names: Iterable[str]) -> dict[str, Any]:
+        """Write `frames.csv`, `objects.csv` and `metrics.json` from the finished videos, and return the metrics."""
+        folders = [self.path / "videos" / name for name in names if self.done(name)]
+        objects = [row for folder in folders for row in read_csv(folder / "objects.csv")]
+        peaks = [json.loads((folder / "video.json").read_text())["peak_device_mib"] for folder in folders]
+        _concatenate([folder / "frames.csv" for folder in folders], self.path / "frames.csv")
+        _concatenate([folder / "objects.csv" for folder in folders], self.path / "objects.csv")
+        metrics = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "config": dict(self.config),
+            "videos": len(folders),
+            "objects": len(objects),
+            "failed": self.failures(),
+            **(summary(objects) if objects else {}),
+            "peak_device_mib": max((peak for peak in peaks if peak is not None), default=None),
+        }
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        return metrics
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for this process.
+
+        Raises:
+            ValueError: Another process is writing it.
+        """
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is writing {self.path}; wait for it or choose another --out"
+                ) from error
+            yield
+
+
+def make_run(out: Path, config: Mapping[str, Any]) -> Run:
+    """Return the run of a configuration: its directory is named from it."""
+    identity = {key: config[key] for key in IDENTITY} | {"repr": config["method"]["repr"]}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    words = [config["data"]["name"], config["split"], config["model"], config["method"]["label"]]
+    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", "_".join(words).replace("/", "-")).strip("-")[:120]
+    return Run(out / f"{slug}-{digest}", config)
+
+
+def check_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError when a run's directory belongs to another version or configuration."""
+    try:
+        found = yaml.safe_load(file.read_text())
+        differing = [key for key in IDENTITY if found[key] != config[key]]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a configuration of this version ({error}); choose another --out") from error
+    if differing:
+        shown = "; ".join(f"{key} was {found[key]!r} and is {config[key]!r}" for key in differing)
+        raise ValueError(f"{file.parent} holds results of another version: {shown}. Choose another --out or remove it.")
+
+
+def surroundings() -> dict[str, Any]:
+    """Return versions, commit and machine, as far as they can be found out."""
+    versions = {"python": platform.python_version()}
+    for name in ("sam2-keyframe", "torch", "sam2", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"versions": versions, "commit": _commit(), "machine": platform.machine()}
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "../sam2_keyframe", "../patches", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".tmp-", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of the same columns; numbers with all their digits."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table as texts."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _concatenate(files: list[Path], target: Path) -> None:
+    parts = [file.read_text() for file in files]
+    write_text(target, "".join(part if i == 0 else part.partition("\n")[2] for i, part in enumerate(parts)))

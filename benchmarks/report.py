@@ -1,0 +1,197 @@
+"""Plots, tables and pictures from results on disk: which method, at which threshold, for which budget."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks._compare import Difference, Group, Result, difference, load_groups, worst_videos
+from benchmarks._page import write_page
+from benchmarks._plots import pareto, worst_picture
+from benchmarks._store import write_csv
+from benchmarks.datasets import Dataset, open_dataset
+from benchmarks.sweep import BASELINES
+
+SHOWN = 14
+"""Rows of the per-challenge table in Markdown; `challenges.csv` has them all."""
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `report`."""
+    parser.add_argument("results", type=Path, help="folder that holds runs, at any depth, or *.json rows of others")
+    parser.add_argument("--out", type=Path, help="where to write (default: RESULTS/report)")
+    parser.add_argument("--worst", type=int, default=3, help="worst videos a method shown (default: %(default)s)")
+
+
+def main_report(options: argparse.Namespace) -> int:
+    """Write a report; returns the exit code."""
+    if not options.results.exists():
+        raise ValueError(f"there is no {options.results}; make results with python -m benchmarks run --out it")
+    out = options.out or options.results / "report"
+    write_report(load_groups(options.results), out, options.worst)
+    sys.stderr.write(f"{out}/README.md, {out}/index.html\n")
+    return 0
+
+
+def write_report(groups: Sequence[Group], out: Path, worst: int = 3) -> None:
+    """Write `README.md`, `index.html`, and a folder a group with plots, tables and pictures.
+
+    Args:
+        groups: Runs that may be compared; groups are never mixed.
+        out: The folder; made where it is missing.
+        worst: How many of a method's worst videos to show.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    parts = ["# Occupancy against accuracy", "", "[Interactive page](index.html) (opens offline).", ""]
+    pages = []
+    for group in groups:
+        folder = out / _slug(group)
+        shutil.rmtree(folder / "worst", ignore_errors=True)
+        pareto(group, folder / "pareto")
+        rows = table(group)
+        write_csv(folder / "table.csv", rows)
+        _write_matrix(folder / "challenges.csv", {r.label: r.metrics.get("challenges", {}) for r in group.results})
+        videos = {r.label: {v: sum(jf) / len(jf) for v, jf in r.by_video().items()} for r in group.results}
+        _write_matrix(folder / "sequences.csv", videos)
+        pictures = _worst(group, folder / "worst", worst)
+        parts += _markdown(group, rows, folder, pictures)
+        pages.append({"title": group.title, "rows": rows, "videos": videos, "pictures": pictures, "folder": folder})
+    (out / "README.md").write_text("\n".join(parts) + "\n")
+    write_page(out / "index.html", pages)
+
+
+def table(group: Group) -> list[dict[str, Any]]:
+    """Return a row a run, best J&F first: accuracy, difference from stock, occupancy, time."""
+    fronts = {x: group.front(x) for x in ("peak_frames", "peak_mib", "tokens")}
+    rows = []
+    for result in group.results:
+        gain = _gain(group, result)
+        memory = result.metrics["occupancy"]["memory"]
+        row: dict[str, Any] = {"method": result.label}
+        row |= {name: _round(result.metrics["accuracy"].get(name)) for name in ("jf", "j", "f", "j_last", "j_decay")}
+        row |= {
+            "vs_stock": _round(gain.mean if gain else None),
+            "low": _round(gain.low if gain else None),
+            "high": _round(gain.high if gain else None),
+            "videos": result.metrics["videos"],
+            "objects": result.metrics["objects"],
+        }
+        row |= {name: _round(memory[name], 3) for name in sorted(memory)}
+        row |= {
+            f"stock_{name}": _round(result.metrics["occupancy"]["stock"][name], 3) for name in ("peak_mib", "tokens")
+        }
+        row["frame_ms"] = _round(result.metrics.get("time", {}).get("frame_ms"), 2)
+        row["peak_device_mib"] = _round(result.metrics.get("peak_device_mib"), 1)
+        row["front"] = " ".join(x for x, front in fronts.items() if result in front)
+        row["failed"] = len(result.metrics["failed"])
+        rows.append(row)
+    return rows
+
+
+def _gain(group: Group, result: Result) -> Difference | None:
+    if group.reference is None or result is group.reference:
+        return None
+    return difference(result, group.reference)
+
+
+def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: list[dict[str, Any]]) -> list[str]:
+    timed = any(row["frame_ms"] is not None for row in rows)
+    head = ["method", "J&F", "vs stock (95 %)", "J", "F", "frames", "MiB", "tokens", *(["ms"] if timed else [])]
+    lines = [f"## {group.title}", "", f"![J&F over occupancy]({folder.name}/pareto.png)", ""]
+    lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in rows:
+        gain = (
+            f"{row['vs_stock']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})" if row["vs_stock"] is not None else ""
+        )
+        name = f"**{row['method']}**" if row["method"] in BASELINES else row["method"]
+        cells = [name + (" ◆" if row["front"] else ""), f"{row['jf']:.1f}", gain, f"{row['j']:.1f}", f"{row['f']:.1f}"]
+        cells += [f"{row['peak_frames']:.1f}", f"{row['peak_mib']:.2f}", f"{row['tokens']:.0f}"]
+        cells += [f"{row['frame_ms']:.1f}" if row["frame_ms"] is not None else ""] if timed else []
+        lines.append("| " + " | ".join(cells) + " |")
+    first = rows[0]
+    lines += [
+        "",
+        f"{first['videos']} videos, {first['objects']} objects. J, F: percent, as DAVIS 2017 defines them, means over "
+        "objects. Frames and MiB: peak held for an object; tokens: attended to, mean over frames. vs stock: paired "
+        "difference in J&F and its 95 % bootstrap interval over videos. ◆: on a front: no other run is as accurate "
+        "with as little.",
+        "",
+    ]
+    lines += _challenge_lines(group)
+    if pictures:
+        lines += ["### Worst cases", ""]
+        for case in pictures:
+            lines += [f"{case['method']} on {case['video']}: {case['fall']:+.1f} points, frame {case['frame']}.", ""]
+            lines += [f"![{case['method']} on {case['video']}]({folder.name}/worst/{case['file']})", ""]
+    return lines
+
+
+def _challenge_lines(group: Group) -> list[str]:
+    names = sorted({name for result in group.results for name in result.metrics.get("challenges", {})})
+    if not names:
+        return []
+    shown = [r for r in group.results if r.label in BASELINES]
+    shown = [r for r in group.results if r in shown or r in group.results[: SHOWN - len(shown)]]
+    lines = ["### J&F by challenge", "", "| method | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
+    lines.append("|---" + "|---:" * len(names) + "|")
+    best = {name: max(r.metrics["challenges"].get(name, 0) for r in group.results) for name in names}
+    for result in shown:
+        values = [result.metrics["challenges"].get(name) for name in names]
+        cells = [
+            "" if value is None else f"**{value:.1f}**" if value >= best[name] - 0.05 else f"{value:.1f}"
+            for name, value in zip(names, values, strict=True)
+        ]
+        lines.append(f"| {result.label} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _worst(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:
+    """Draw the worst videos of the best method besides the baselines, and of the most frugal one."""
+    others = [result for result in group.results if result.label not in BASELINES]
+    if group.reference is None or not others or count < 1:
+        return []
+    dataset = _reopen(group)
+    cases = []
+    for result in dict.fromkeys([others[0].label, min(others, key=lambda r: r.occupancy("peak_mib")).label]):
+        chosen = next(r for r in others if r.label == result)
+        for name, fall in worst_videos(group, chosen, count):
+            file = f"{re.sub(r'[^A-Za-z0-9.=-]+', '-', chosen.label)}_{name}.jpg"
+            frame = worst_picture(dataset, name, chosen, group.reference, folder / file) if dataset else None
+            if frame is not None:
+                cases.append({"method": chosen.label, "video": name, "fall": fall, "frame": frame, "file": file})
+    return cases
+
+
+def _reopen(group: Group) -> Dataset | None:
+    data = dict(group.config["data"])
+    data.pop("name")
+    path = data.pop("path", None)
+    try:
+        return open_dataset(path, group.config["split"] if group.config["split"] != "all" else None, **data)
+    except (ValueError, TypeError):  # results from elsewhere: the videos are not here
+        return None
+
+
+def _write_matrix(path: Path, columns: dict[str, dict[str, float]]) -> None:
+    names = sorted({name for column in columns.values() for name in column})
+    rows = [{"": name, **{label: _round(column.get(name)) for label, column in columns.items()}} for name in names]
+    if rows:
+        write_csv(path, rows)
+
+
+def _round(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _slug(group: Group) -> str:
+    words = [group.config["data"]["name"], group.config["split"], group.config["model"], group.config["weights"][:6]]
+    side = [f"{group.config['image_size']}px"] if group.config["image_size"] else []
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", "_".join([*words, *side]))
