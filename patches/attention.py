@@ -1,0 +1,124 @@
+"""The hook into SAM 2's memory attention: fewer tokens of chosen memories, by a layout set for one read."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2_keyframe.attention import TokenLayout, attend, rotary_phases, rotate
+
+_MISSING = object()
+
+
+class AttentionHook:
+    """Wraps the cross-attention to memories on a predictor's instances.
+
+    While no layout is set, the host's own attention runs. In use::
+
+        hook = AttentionHook(predictor)
+        hook.install()
+        with hook.layout(TokenLayout(grid, plans)):
+            ...  # the host's _prepare_memory_conditioned_features
+        hook.uninstall()
+
+    Attributes:
+        calls: How often the per-key attention ran, one a layer and read.
+        predictor: The predictor.
+
+    Raises:
+        TypeError: The predictor's memory attention is not SAM 2's rotary attention.
+        RuntimeError: The predictor compiles its memory attention.
+    """
+
+    def __init__(self, predictor: Any) -> None:
+        name = type(predictor).__name__
+        if any(cls.__name__ == "SAM2VideoPredictorVOS" for cls in type(predictor).__mro__):
+            raise RuntimeError(
+                f"{name} compiles its memory attention for fixed shapes: use attend=Whole() with it, or build the "
+                "predictor with vos_optimized=False"
+            )
+        layers = getattr(getattr(predictor, "memory_attention", None), "layers", ())
+        modules = [getattr(layer, "cross_attn_image", None) for layer in layers]
+        if not modules or any(type(m).__name__ != "RoPEAttention" for m in modules):
+            raise TypeError(f"{name} has no rotary memory attention as in SAM 2: use attend=Whole() with it")
+        self.predictor = predictor
+        self.calls = 0
+        self._modules: list[Any] = modules
+        self._before: list[Any] | None = None
+        self._layout: TokenLayout | None = None
+        self._tables: dict[tuple[tuple[int, int], torch.device], dict[int, Tensor]] = {}
+        self._read: tuple[Tensor, dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]] | None = None
+
+    def install(self) -> None:
+        """Wrap every layer's cross-attention; does nothing when it is wrapped already."""
+        if self._before is not None:
+            return
+        self._before = [vars(m).get("forward", _MISSING) for m in self._modules]
+        for module in self._modules:
+            module.forward = types.MethodType(self._wrapped(module.forward), module)
+
+    def uninstall(self) -> None:
+        """Put back what was there: the earlier instance attribute, or none."""
+        for module, before in zip(self._modules, self._before or (), strict=self._before is not None):
+            if before is _MISSING:
+                del module.forward
+            else:
+                module.forward = before
+        self._before = None
+
+    @contextlib.contextmanager
+    def layout(self, layout: TokenLayout) -> Iterator[None]:
+        """Attend by this layout for the duration of one read."""
+        self._layout, self._read = layout, None
+        try:
+            yield
+        finally:
+            self._layout = self._read = None
+
+    def _wrapped(self, original: Any) -> Any:
+        def forward(module: Any, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Any:
+            if self._layout is None:
+                return original(q, k, v, num_k_exclude_rope=num_k_exclude_rope)
+            self.calls += 1
+            return self._attend(module, self._layout, q, k, v, num_k_exclude_rope)
+
+        return forward
+
+    def _attend(self, module: Any, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor, pointers: int) -> Any:
+        """Attend by the layout; like the host's `RoPEAttention.forward` (sam2/modeling/sam/transformer.py).
+
+        Tokens are averaged before the linear projections, which gives what averaging after them would, for less.
+        """
+        if k.shape[1] - pointers != layout.spatial:
+            raise RuntimeError(
+                f"the host concatenated {k.shape[1] - pointers} spatial tokens, the layout describes {layout.spatial} "
+                f"({len(layout.plans)} memories of {layout.grid}): describe the memories that the host is shown"
+            )
+        if module.training and module.dropout_p:
+            raise RuntimeError("the predictor is in training mode: call predictor.eval() before tracking")
+        # Every layer of a read gets the same `memory` object as v and memory + pos as k (`MemoryAttention.forward`).
+        tables = self._phase_tables(module, layout, k.device)
+        if self._read is None or self._read[0] is not v:
+            self._read = v, layout.gather(k), layout.gather(v), layout.phases(tables)
+        _, keys, values, phases = self._read
+        query = rotate(module._separate_heads(module.q_proj(q), module.num_heads), tables[1][None])
+        groups = []
+        for count in keys:
+            key = module._separate_heads(module.k_proj(keys[count]), module.num_heads)
+            if count in phases:
+                turned = phases[count].shape[1]
+                key[:, :, :turned] = rotate(key[:, :, :turned], phases[count])
+            groups.append((count, key, module._separate_heads(module.v_proj(values[count]), module.num_heads)))
+        return module.out_proj(module._recombine_heads(attend(query, groups)))
+
+    def _phase_tables(self, module: Any, layout: TokenLayout, device: torch.device) -> dict[int, Tensor]:
+        tables = self._tables.setdefault((layout.grid, device), {})
+        for size in {1, *layout.sizes} - tables.keys():
+            dim, theta = module.internal_dim // module.num_heads, module.compute_cis.keywords["theta"]
+            tables[size] = rotary_phases(layout.grid, size, dim, theta, device)
+        return tables
