@@ -214,7 +214,8 @@ class TokenLayout:
                 groups.setdefault(part.size**2, []).append(part.take(memory, self.grid))
         if tokens.shape[1] > self.spatial:
             groups.setdefault(1, []).append(tokens[:, self.spatial :])
-        return {count: torch.cat(taken, dim=1) for count, taken in groups.items()}
+        # Tokens outermost in memory, as the host has them: a projection in bfloat16 rounds by the order in memory.
+        return {n: torch.cat([t.transpose(0, 1) for t in taken]).transpose(0, 1) for n, taken in groups.items()}
 
     def phases(self, tables: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Return the groups' (B or 1, n, dim/2) rotary phases, one for each spatial key.
