@@ -87,11 +87,11 @@ class Sam2Patch:
         if hasattr(predictor, "_add_output_per_object"):
             return "it is the legacy predictor, which tracks all objects in one batch"
         for name, wanted in REQUIRED.items():
-            parameters = inspect.signature(getattr(predictor, name)).parameters if hasattr(predictor, name) else {}
-            if not wanted <= set(parameters):
+            parameters = set(_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
+            if not wanted <= parameters:
                 return f"its method {name}() does not take {', '.join(sorted(wanted))}"
-        if "mem_pick_index" in inspect.signature(predictor._prepare_memory_conditioned_features).parameters:  # type: ignore[attr-defined]
-            return "SAM2Long's fork has a memory rule of its own"
+            if "mem_pick_index" in parameters:
+                return "SAM2Long's fork has a memory rule of its own"
         return None
 
     # -- doing and undoing --------------------------------------------------------------------------------------
@@ -119,13 +119,14 @@ class Sam2Patch:
         attributes = vars(self.predictor)
         before = attributes.get(name, MISSING)
         original = getattr(self.predictor, name)
-        signature = inspect.signature(original)
+        signature = _signature(self.predictor, name)
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
+            bound = signature.bind(self.predictor, *args, **kwargs)
             bound.apply_defaults()
-            return wrapper(original, bound.arguments)
+            _, *arguments = bound.arguments.items()
+            return wrapper(original, dict(arguments))
 
         def restore() -> None:
             if before is MISSING:
@@ -335,6 +336,11 @@ class Sam2Patch:
         return TrackedFrame(
             frame_idx, image_embed, features, masks, masks, masks.new_ones(1, 1), pointer, score, memo
         )
+
+
+def _signature(predictor: object, name: str) -> inspect.Signature:
+    """Return the signature that the class gives a method, `self` included, whatever lies over it on the instance."""
+    return inspect.signature(getattr(type(predictor), name))
 
 
 def _closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from sam2_keyframe.micro import build_model
 from sam2_keyframe.synthetic import make_clip
 
 os.environ.setdefault("TQDM_DISABLE", "1")
+settings.register_profile("steady", deadline=None)  # other work on the machine makes a test slow, not wrong
+settings.load_profile("steady")
+torch.set_num_threads(1)  # small tensors; and two runs that shall be equal must not differ in it
 
 
 def make_predictor(image_size: int = 128, seed: int = 0, **flags: Any) -> Any:
@@ -41,12 +45,6 @@ def write_frames(folder: Path, frames: np.ndarray) -> Path:
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"{index:05d}.jpg", quality=95)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Bit-identity is asserted between runs, so the number of threads must not change between them."""
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.ready
+
+.PHONY: demo test lint bench official clean
+
+demo: $(SETUP)
+	$(BIN)/sam2-keyframe demo --out demo-out
+
+test: $(SETUP)
+	$(BIN)/python -m pytest -q
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(SETUP)
+	$(BIN)/python -m benchmarks bench --out bench-out
+
+official: $(SETUP)
+	$(BIN)/python -m benchmarks official --model "$(MODEL)" --data "$(DATA)" --out bench-out
+
+# torch first, so that a CPU build that is at hand is taken; SAM 2's video path needs no torchvision, so it is
+# installed without its dependencies.
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt "setuptools>=77" wheel hydra-core iopath tqdm pillow
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install -q --no-build-isolation --no-deps sam2==1.1.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[all]"
+	touch $@
+
+clean:
+	rm -rf .venv demo-out bench-out

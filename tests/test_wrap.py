@@ -1,0 +1,191 @@
+"""wrap, unwrap and the handle: nothing half-applied, nothing left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_predictor
+from sessions import FRAMES, assert_equal, run
+
+import sam2_keyframe as sk
+from sam2_keyframe.plugin import ATTRIBUTE
+
+
+def _attributes(predictor: Any) -> dict[str, dict[str, Any]]:
+    """Return what every module of the predictor holds, and what lies in its own dicts (hooks among them)."""
+    held = {}
+    for name, module in predictor.named_modules():
+        held[name] = dict(vars(module))
+        for key, value in vars(module).items():
+            if isinstance(value, dict):
+                held[f"{name}.{key}"] = dict(value)
+    return held
+
+
+def assert_untouched(before: Any, predictor: Any) -> None:
+    after = _attributes(predictor)
+    assert before.keys() == after.keys()
+    for owner, attributes in before.items():
+        assert attributes.keys() == after[owner].keys(), owner
+        for name, value in attributes.items():
+            assert value is after[owner][name], f"{owner}.{name}"
+
+
+@pytest.mark.parametrize("method", sk.METHODS)
+def test_unwrap_leaves_nothing_behind(method: str, predictor: Any, clip_folder: Any, clip: Any) -> None:
+    never_wrapped = run(predictor, "both_ways", clip_folder, clip)  # fills SAM 2's own caches too
+    before = _attributes(predictor)
+    handle = sk.wrap(predictor, method)
+    with pytest.raises(AssertionError):
+        assert_untouched(before, predictor)
+    run(predictor, "two_objects", clip_folder, clip)
+    handle.unwrap()
+    assert_untouched(before, predictor)
+    assert_equal(run(predictor, "both_ways", clip_folder, clip), never_wrapped)
+
+
+def test_unwrap_restores_instance_attributes_that_were_there(predictor: Any) -> None:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return type(predictor).track_step(predictor, *args, **kwargs)
+
+    predictor.track_step = forward
+    before = _attributes(predictor)
+    sk.wrap(predictor)
+    sk.unwrap(predictor)
+    assert predictor.track_step is forward
+    assert_untouched(before, predictor)
+
+
+@pytest.mark.parametrize("method", ["stock", "window", "keyframe", "first"])
+def test_unwrap_mid_video_goes_on_tracking(method: str, predictor: Any, clip_folder: Any, clip: Any) -> None:
+    sk.wrap(predictor, method)
+
+    def between(part: int) -> None:
+        if part == 2:
+            sk.unwrap(predictor)
+
+    seen, _, states = run(predictor, "stepped", clip_folder, clip, between)
+    assert [frame_idx for what, frame_idx, _, _ in seen if what != "prompt"] == list(range(FRAMES))
+    assert sk.memory_stats(states[0])[1].frames == FRAMES // 2 - 1
+    if method in ("stock", "window"):
+        assert_equal((seen, [], []), run(make_predictor(), "stepped", clip_folder, clip), tensors=False)
+
+
+def test_forget_removes_all_of_ours(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    sk.wrap(predictor)
+    state = run(predictor, "two_objects", clip_folder, clip)[2][0]
+    known = set(make_predictor().init_state(str(clip_folder)))
+    assert set(state) != known
+    sk.forget(state)
+    assert set(state) == known
+    stock = {"cond_frame_outputs", "non_cond_frame_outputs"}
+    assert all(set(output_dict) == stock for output_dict in state["output_dict_per_obj"].values())
+    assert sk.memory_stats(state) == {}
+
+
+def test_wrapping_again_replaces_the_method(predictor: Any) -> None:
+    before = _attributes(predictor)
+    first = sk.wrap(predictor, "fifo", capacity=4)
+    second = sk.wrap(predictor, "every_nth", n=3)
+    assert not first.active
+    assert second.active
+    first.unwrap()
+    assert vars(predictor)[ATTRIBUTE] is second
+    sk.unwrap(second)
+    assert_untouched(before, predictor)
+    sk.unwrap(predictor)
+
+
+def test_with_block(predictor: Any) -> None:
+    before = _attributes(predictor)
+    with sk.wrap(predictor) as handle:
+        with pytest.raises(RuntimeError, match="open `with` block"):
+            sk.wrap(predictor, "stock")
+        with pytest.raises(RuntimeError, match="open `with` block"):
+            sk.unwrap(predictor)
+        assert handle.active
+    assert_untouched(before, predictor)
+    with pytest.raises(ZeroDivisionError), sk.wrap(predictor):
+        _ = 1 / 0
+    assert_untouched(before, predictor)
+    with pytest.raises(RuntimeError, match="call wrap"), handle:
+        pass
+
+
+def test_the_handle_is_not_the_predictor(predictor: Any) -> None:
+    handle = sk.wrap(predictor)
+    with pytest.raises(AttributeError, match=r"keep calling predictor\.init_state"):
+        handle.init_state("clip")
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = handle.nonsense
+    with pytest.raises(TypeError, match=r"handle\.predictor"):
+        sk.wrap(handle)
+
+
+def test_the_handle_prints_what_runs(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    handle = sk.wrap(predictor)
+    states = run(predictor, "two_objects", clip_folder, clip)[2]
+    text = repr(handle)
+    assert repr(handle.method) in text
+    assert "2 objects" in text
+    now, stock = (float(part.split()[-2]) for part in text.split("MiB")[:2] for part in [part + "MiB"])
+    assert 0 < now < stock
+    assert states
+
+
+@pytest.mark.parametrize(
+    ("predictor_like", "message"),
+    [(torch.nn.Linear(2, 2), "not a SAM 2 video predictor"), ("sam2", "Supported: facebookresearch")],
+)
+def test_other_objects_are_refused(predictor_like: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        sk.wrap(predictor_like)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("nosuch",), ValueError, "choose one of stock, window"),
+        ((3,), TypeError, "give a name"),
+        (("fifo", {"capasity": 4}), ValueError, "unknown keyword capasity; valid are capacity, recent"),
+        (("keyframe", {"capacity": 6}), ValueError, "7 memories.*has 6"),
+        (("keyframe", {"capacity": -1}), ValueError, "capacity=-1"),
+        (("keyframe", {"keep": "0.3"}), TypeError, "keep='0.3'"),
+        (("keyframe", {"keep": float("nan")}), ValueError, "keep=nan"),
+        (("keyframe", {"scorer": sk.MaskIoU}), TypeError, "not its class"),
+        (("keyframe", {"temporal": "time"}), ValueError, "'slot', 'rank', 'anchor'"),
+        (("keyframe", {"keep": sk.Threshold(0.1, of="ssim")}), ValueError, "reads ssim, which nothing measures"),
+        (("every_nth", {"n": 0}), ValueError, "n=0"),
+    ],
+)
+def test_bad_input_changes_nothing(predictor: Any, arguments: Any, error: type[Exception], message: str) -> None:
+    before = _attributes(predictor)
+    name, overrides = (*arguments, {})[:2]
+    with pytest.raises(error, match=message):
+        sk.wrap(predictor, name, **overrides)
+    assert_untouched(before, predictor)
+
+
+def test_a_state_dict_is_untouched(predictor: Any) -> None:
+    keys = predictor.state_dict().keys()
+    sk.wrap(predictor)
+    assert predictor.state_dict().keys() == keys
+
+
+def test_errors_of_sam2_stay_its_own(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """An object prompted later than another is tracked from the first prompt on, which SAM 2 cannot do in float32."""
+
+    def track(predictor: Any) -> None:
+        state = predictor.init_state(str(clip_folder))
+        for frame_idx, obj_id in ((0, 1), (5, 2)):
+            predictor.add_new_mask(state, frame_idx, obj_id, torch.from_numpy(clip.masks[0] == 1))
+        for _ in predictor.propagate_in_video(state, max_frame_num_to_track=3):
+            pass
+
+    for method in (None, "stock", "window", "keyframe"):
+        if method:
+            sk.wrap(predictor, method)
+        with pytest.raises(RuntimeError, match="same dtype"):
+            track(predictor)
