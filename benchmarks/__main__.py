@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # SAM 2 shows a bar a clip; tqdm reads this when it is imported
 
-from benchmarks import report, run, sweep  # noqa: E402
+from benchmarks import report, run, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

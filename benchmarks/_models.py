@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,16 +94,22 @@ def load_predictor(checkpoint: Path | None, device: str, image_size: int | None 
 
 def _config(checkpoint: Path) -> str:
     try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["model"]
-        width = weights[_WIDTH].shape[0]
-        depth = sum(_DEPTH.format(i) in weights for i in range(64))
-        size = _CONFIGS[width, depth]
-    except (KeyError, TypeError, RuntimeError, EOFError) as error:
+        return recognise(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["model"])
+    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{checkpoint} is no SAM 2 checkpoint ({error}); one is a file {{'model': state_dict}} from {DOWNLOAD}"
+            f"{checkpoint} is no SAM 2 checkpoint ({error!r}); one is a file {{'model': state_dict}} from {DOWNLOAD}"
         ) from error
+
+
+def recognise(weights: Mapping[str, Tensor]) -> str:
+    """Return the name of SAM 2's configuration that weights belong to, by their width, depth and version.
+
+    Raises:
+        KeyError: They belong to none.
+    """
+    size = _CONFIGS[weights[_WIDTH].shape[0], sum(_DEPTH.format(i) in weights for i in range(64))]
     version = "2.1" if "no_obj_embed_spatial" in weights else "2"
-    return f"configs/sam{version}/sam{version}_hiera_{size}.yaml"
+    return f"configs/sam{version}/{'sam2' if version == '2' else 'sam2.1'}_hiera_{size}.yaml"
 
 
 @contextmanager

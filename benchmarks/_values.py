@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
-import inspect
+import dataclasses
 from typing import Any
 
 import sam2_keyframe
+from sam2_keyframe import compression, filters
 
+_STRATEGIES = {
+    name: value
+    for module in (filters, compression, sam2_keyframe)
+    for name, value in vars(module).items()
+    if dataclasses.is_dataclass(value) and not name.startswith("_")
+}
 _OPERATORS = {ast.BitAnd: "__and__", ast.BitOr: "__or__"}
 
 
@@ -56,8 +63,8 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name) and node.id in ("inf", "nan"):
         return float(node.id)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        kind = getattr(sam2_keyframe, node.func.id, None) if node.func.id in sam2_keyframe.__all__ else None
-        if not inspect.isclass(kind):
+        kind = _STRATEGIES.get(node.func.id)
+        if kind is None:
             raise ValueError(f"sam2_keyframe has no strategy {node.func.id}")
         keywords = {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg}
         return kind(*(_value(argument) for argument in node.args), **keywords)

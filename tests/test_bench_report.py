@@ -1,0 +1,173 @@
+"""Reports: who may be compared, differences and intervals, fronts, files, and results of others."""
+
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import bootstrap
+
+from benchmarks.__main__ import main
+from benchmarks._compare import Group, Result, difference, load_groups, worst_videos
+from benchmarks._schema import check_metrics
+from benchmarks._store import read_csv
+
+SMALL = ["--image-size", "128", "--clips", "1", "--frames", "10", "--size", "64"]
+
+
+def result(label, jf, videos, **occupancy):
+    """A result made of its objects' J&F by video."""
+    side = {"frames": 1.0, "mib": 1.0, "tokens": 1.0, "peak_frames": 1.0, "peak_mib": 1.0, "peak_tokens": 1.0}
+    metrics = {
+        "accuracy": {"jf": jf},
+        "occupancy": {"memory": {**side, **occupancy}},
+        "config": {"method": {"label": label, "set": [], "name": label}},
+    }
+    objects = [{"video": name, "jf": str(value / 100)} for name, values in videos.items() for value in values]
+    return Result(None, metrics, objects)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("swept")
+    for split in ("dev", "test"):
+        arguments = ["sweep", *SMALL, "--challenges", "static,occlusion", "--split", split, "--method", "first"]
+        assert main([*arguments, "--grid", "keep=0.1,0.5", "--out", str(out)]) == 0
+    assert main(["report", str(out)]) == 0
+    return out
+
+
+def test_difference_is_paired_over_objects():
+    ours = result("a", 0, {"x": [80, 60], "y": [50], "only": [9]})
+    theirs = result("stock", 0, {"y": [40], "x": [70, 60]})
+    found = difference(ours, theirs)
+    assert found.mean == pytest.approx((10 + 0 + 10) / 3)
+    assert found.videos == 2
+    assert (found.low, found.high) == pytest.approx((5, 10))  # resamples: xx 10/2 = 5, yy 10, mixed 20/3
+    assert difference(ours, result("stock", 0, {"x": [70, 60]})) is None
+
+
+def test_interval_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    theirs = rng.uniform(40, 90, 30)
+    ours = theirs + rng.normal(1, 4, 30)
+    found = difference(
+        result("a", 0, {str(i): [v] for i, v in enumerate(ours)}),
+        result("stock", 0, {str(i): [v] for i, v in enumerate(theirs)}),
+    )
+    expected = bootstrap(
+        ((ours - theirs),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found.mean == pytest.approx((ours - theirs).mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.06)
+
+
+def test_front():
+    results = [
+        result("stock", 80, {}, mib=10.0),
+        result("cheap", 70, {}, mib=1.0),
+        result("beaten", 69, {}, mib=2.0),
+        result("good", 81, {}, mib=5.0),
+        result("same as cheap, dearer", 70, {}, mib=3.0),
+    ]
+    assert [r.label for r in Group({}, results).front("mib")] == ["cheap", "good"]
+
+
+def test_worst_videos_are_those_furthest_below_stock():
+    ours = result("a", 0, {"x": [50], "y": [70], "z": [10, 30]})
+    group = Group({}, [ours, result("stock", 0, {"x": [60], "y": [60], "z": [80, 90]})])
+    assert worst_videos(group, ours, 5) == [("z", -65.0), ("x", -10.0)]
+
+
+def test_development_and_test_data_are_never_mixed(swept):
+    groups = load_groups(swept)
+    assert [group.config["split"] for group in groups] == ["dev", "test"]
+    for group in groups:
+        labels = sorted(r.label for r in group.results)
+        assert labels == ["first", "keyframe keep=0.1", "keyframe keep=0.5", "stock", "window"]
+        assert {video for r in group.results for video in r.by_video()} == {
+            f"{challenge}-{10_000 if group.config['split'] == 'dev' else 20_000}"
+            for challenge in ("static", "occlusion")
+        }
+
+
+def test_report_holds_every_run_and_stock_and_window(swept):
+    report = swept / "report"
+    text = (report / "README.md").read_text()
+    folders = [path for path in report.iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    for folder in folders:
+        with Image.open(folder / "pareto.png") as picture:
+            assert picture.width > 1000
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+        svg = (folder / "pareto.svg").read_text()
+        assert svg.startswith("<?xml")
+        rows = read_csv(folder / "table.csv")
+        assert {"stock", "window"} < {row["method"] for row in rows}
+        window = next(row for row in rows if row["method"] == "window")
+        assert (float(window["vs_stock"]), float(window["low"]), float(window["high"])) == (0, 0, 0)  # bit-identical
+        assert [float(row["jf"]) for row in rows] == sorted((float(row["jf"]) for row in rows), reverse=True)
+        for row in rows:
+            assert row["method"] in text
+        sequences = read_csv(folder / "sequences.csv")
+        assert np.mean([float(row["stock"]) for row in sequences]) == pytest.approx(
+            float(next(row for row in rows if row["method"] == "stock")["jf"]), abs=0.02
+        )
+        assert {row[""] for row in read_csv(folder / "challenges.csv")} == {"static", "occlusion"}
+    for name in re.findall(r"\]\(([^)]+)\)", text):
+        assert (report / name).exists(), name
+
+
+def test_page_opens_offline_and_holds_the_figures(swept):
+    page = (swept / "report/index.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)|@import|url\(|fetch\(|XMLHttp""", page)
+    data = json.loads(re.search(r"const groups = (.*);\n", page)[1])
+    assert len(data) == 2
+    assert all(len(group["rows"]) == 5 and "stock" in group["videos"] for group in data)
+
+
+def test_worst_cases_are_pictures(swept):
+    groups = load_groups(swept)
+    falls = [(group, r) for group in groups for r in group.results if r.label == "first" and worst_videos(group, r, 1)]
+    pictures = list((swept / "report").glob("*/worst/*.jpg"))
+    assert len(pictures) >= len(falls)
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.width > 2.5 * picture.height  # truth, stock, method
+
+
+def test_rows_of_others_are_read_and_checked(swept, tmp_path):
+    source = next(path for path in swept.glob("*stock*/metrics.json") if "dev" in path.parent.name)
+    metrics = json.loads(source.read_text())
+    (tmp_path / "theirs.json").write_text(json.dumps(metrics))
+    assert main(["report", str(tmp_path)]) == 0
+    assert "| **stock** ◆ |" in (tmp_path / "report/README.md").read_text()
+    for change, sentence in (
+        (lambda m: m["accuracy"].update(jf=101), "accuracy.jf is 101, outside 0 to 100"),
+        (lambda m: m["accuracy"].pop("j"), "accuracy lacks 'j'"),
+        (lambda m: m["config"].update(split=3), "config.split is 3, not string"),
+        (lambda m: m["occupancy"]["memory"].update(mib=-1), "memory.mib is -1"),
+        (lambda m: m["config"]["method"].update({"set": [1]}), r"set\[0\] is 1, not string"),
+    ):
+        broken = copy.deepcopy(metrics)
+        change(broken)
+        with pytest.raises(ValueError, match=sentence):
+            check_metrics(broken)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [('{"schema": 0}', "another version .schema 0"), ("[]", "another version .schema list"), ("{", "cannot be read")],
+)
+def test_results_of_another_version_are_a_sentence(content, sentence, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.json").write_text(content)
+    assert main(["report", str(tmp_path)]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_an_empty_folder_is_a_sentence(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err

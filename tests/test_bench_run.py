@@ -1,0 +1,208 @@
+"""Runs: what they write, that they go on, that processes agree, and that bad input is a sentence."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import sam2_keyframe
+from benchmarks import metrics
+from benchmarks.__main__ import main
+from benchmarks._schema import check_metrics
+from benchmarks._store import read_csv
+from benchmarks._values import parse_value
+from benchmarks.datasets import Synthetic
+from sam2_keyframe.synthetic import make_clip
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--image-size", "128", "--clips", "1", "--frames", "8", "--size", "64"]
+
+
+def only_run(out):
+    (run,) = [path.parent for path in out.glob("*/config.yaml")]
+    return run
+
+
+def untimed(table):
+    return [{key: value for key, value in row.items() if key != "milliseconds"} for row in read_csv(table)]
+
+
+def write_folder(root, clips):
+    """Write clips as a DAVIS-style folder."""
+    for name, clip in clips.items():
+        for kind in ("JPEGImages", "Annotations"):
+            (root / kind / name).mkdir(parents=True)
+        for t, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
+            Image.fromarray(frame).save(root / f"JPEGImages/{name}/{t:05d}.jpg", quality=95)
+            Image.fromarray(mask).save(root / f"Annotations/{name}/{t:05d}.png")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
+    assert main(["run", *arguments, "--set", "capacity=2", "--out", str(out)]) == 0
+    return only_run(out)
+
+
+def test_a_run_is_named_and_described_by_its_configuration(finished):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    for word in ("synthetic-8f-64px", "dev", "micro", "keyframe", "keep=0.2", "capacity=2"):
+        assert word in finished.name
+    method = sam2_keyframe.make_method("keyframe", keep=0.2, capacity=2)
+    assert parse_value(config["method"]["repr"]) == method  # repr rebuilds it
+    assert config["versions"]["torch"]
+    assert (config["device"], config["seed"], config["schema"]) == ("cpu", 0, 1)
+
+
+def test_scores_and_occupancy_are_those_of_the_masks_and_statistics(finished):
+    result = json.loads((finished / "metrics.json").read_text())
+    check_metrics(result)
+    assert (result["videos"], result["objects"], result["failed"]) == (2, 2, {})
+    rows = read_csv(finished / "frames.csv")
+    dataset = Synthetic("dev", ("static", "occlusion"), 1, 8, 64)
+    scores = []
+    for name in dataset.names:
+        video = dataset.open(name)
+        with np.load(finished / "videos" / name / "masks.npz") as packed:
+            masks = np.unpackbits(packed["1"], axis=1, count=64 * 64).reshape(8, 64, 64)
+        scores.append(metrics.score_masks(list(masks), [video.mask(t, 1) for t in range(8)]))
+        ours = [row for row in rows if row["video"] == name]
+        assert [row["j"] != "" for row in ours] == [False, *[True] * 6, False]
+        assert float(ours[3]["j"]) == metrics.jaccard(masks[3], video.mask(3, 1))
+    assert result["accuracy"]["jf"] == pytest.approx(100 * np.mean([score.jf for score in scores]), abs=1e-9)
+    assert result["challenges"] == pytest.approx(
+        {"occlusion": 100 * scores[1].jf, "static": 100 * scores[0].jf}, abs=1e-9
+    )
+    tracked = [row for row in rows if row["memory_frames"]]
+    peaks = [max(int(row["memory_frames"]) for row in tracked if row["video"] == name) for name in dataset.names]
+    assert result["occupancy"]["memory"]["peak_frames"] == np.mean(peaks)
+    assert result["occupancy"]["stock"]["peak_frames"] == 8
+    assert result["time"]["frame_ms"] > 0
+
+
+def test_a_second_run_skips_what_is_finished(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("videos/*/*")}
+    table = (finished / "frames.csv").read_text()
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
+    assert main(["run", *arguments, "--set", "capacity=2", "--out", str(finished.parent)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("videos/*/*")} == before
+    assert (finished / "frames.csv").read_text() == table
+    assert "static-10000  " not in capsys.readouterr().err  # nothing was tracked
+
+
+def test_processes_agree_with_one_process(tmp_path, finished):
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
+    code = main(["run", *arguments, "--set", "capacity=2", "--out", str(tmp_path), "--workers", "2"])
+    assert code == 0
+    run = only_run(tmp_path)
+    assert run.name == finished.name
+    assert untimed(run / "frames.csv") == untimed(finished / "frames.csv")
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "run", "--method", "window", "--out", str(tmp_path), *SMALL]
+    command += ["--challenges", "static,scale,fast,occlusion,look_alike,illumination"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    started = time.monotonic()
+    while not list(tmp_path.glob("*/videos/*")):
+        assert process.poll() is None
+        assert time.monotonic() - started < 120
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = only_run(tmp_path)
+    kept = {path.parent.name: path.stat().st_mtime_ns for path in run.glob("videos/*/frames.csv")}
+    done = [path.name for path in run.glob("videos/*")]
+    assert 1 <= len(done) < 6
+    (run / ".tmp-cut-off").mkdir()  # what a kill in the middle of writing leaves behind
+    assert main([*command[3:]]) == 0
+    assert len(list(run.glob("videos/*"))) == 6
+    assert {p.parent.name: p.stat().st_mtime_ns for p in run.glob("videos/*/frames.csv")}.items() >= kept.items()
+    assert not list(run.glob(".tmp-*"))
+    assert len({row["video"] for row in read_csv(run / "frames.csv")}) == 6
+
+
+def test_a_failing_video_is_reported_and_the_others_are_finished(tmp_path, capsys):
+    write_folder(tmp_path / "data", {name: make_clip("static", i, 6, 64) for i, name in enumerate("abc")})
+    (tmp_path / "data/JPEGImages/b/00003.jpg").write_bytes(b"no picture")
+    arguments = ["run", "--data", str(tmp_path / "data"), "--image-size", "128", "--method", "stock"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    run = only_run(tmp_path / "out")
+    assert sorted(path.name for path in run.glob("videos/*")) == ["a", "c"]
+    assert "failed: b under stock" in capsys.readouterr().err
+    Image.fromarray(make_clip("static", 1, 6, 64).frames[3]).save(tmp_path / "data/JPEGImages/b/00003.jpg")
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in run.glob("videos/*")) == ["a", "b", "c"]
+    assert not list(run.glob("failed/*"))
+
+
+def test_a_late_object_is_prompted_where_it_appears(tmp_path):
+    clip = make_clip("static", 3, 8, 64, objects=2)
+    clip.masks[:4][clip.masks[:4] == 2] = 0
+    write_folder(tmp_path / "data", {"late": clip})
+    arguments = ["run", "--data", str(tmp_path / "data"), "--image-size", "128", "--method", "window"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    rows = read_csv(only_run(tmp_path / "out") / "frames.csv")
+    assert [int(row["frame_idx"]) for row in rows if row["obj_id"] == "1"] == list(range(8))
+    late = [row for row in rows if row["obj_id"] == "2"]
+    assert [int(row["frame_idx"]) for row in late] == [4, 5, 6, 7]
+    assert float(late[0]["j"]) > 0.85  # the prompt itself, through the model's mask resolution
+    with np.load(only_run(tmp_path / "out") / "videos/late/masks.npz") as packed:
+        both = packed["1"][4:] & packed["2"]
+    assert not both.any()  # annotations are exclusive, so predictions are
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--data", "nowhere/DAVIS"], "no folder nowhere/DAVIS.*davischallenge.org"),
+        (["run", "--challenges", "fog"], "no challenge is called fog"),
+        (["run", "--method", "best"], "no method 'best'; choose one of stock, window"),
+        (["run", "--set", "keep"], "'keep' is not name=value"),
+        (["run", "--set", "keeep=0.2"], "unknown keyword keeep"),
+        (["run", "--set", "scorer=Best()"], "no strategy Best"),
+        (["run", "--model", "huge"], "no model is called 'huge'"),
+        (["run", "--model", "large", "--checkpoints", "x"], r"x/sam2.1_hiera_large.pt is missing.*curl .*https://"),
+        (["run", "--model", "missing.pt"], "no checkpoint missing.pt"),
+        (["run", "--workers", "0"], "workers=0"),
+        (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
+        (["report", "nowhere"], "there is no nowhere"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_code_2(arguments, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert re.search(sentence, shown), shown
+
+
+def test_unwritable_results_are_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", *SMALL, "--challenges", "static", "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_results_of_another_version_are_left_alone(tmp_path, capsys):
+    arguments = ["run", *SMALL, "--challenges", "static", "--method", "stock", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    file = only_run(tmp_path) / "config.yaml"
+    file.write_text(file.read_text().replace("schema: 1", "schema: 0"))
+    before = file.read_text()
+    assert main(arguments) == 2
+    assert "another version: schema was 0 and is 1" in capsys.readouterr().err
+    assert file.read_text() == before
+    file.write_text("nonsense")
+    assert main(arguments) == 2
+    assert "not a configuration of this version" in capsys.readouterr().err

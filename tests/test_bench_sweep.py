@@ -1,0 +1,142 @@
+"""Sweeps: their grid, shared image features, and official checkpoints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import run as run_module
+from benchmarks.__main__ import main
+from benchmarks._models import recognise, shared_features
+from benchmarks._store import read_csv
+from benchmarks._values import parse_pair, parse_value, split_values
+from benchmarks.sweep import combinations
+from sam2_keyframe import Quality, Visible
+from sam2_keyframe.micro import load_micro_predictor
+from sam2_keyframe.synthetic import make_clip
+
+SMALL = ["--image-size", "128", "--clips", "1", "--frames", "8", "--size", "64", "--challenges", "deformation"]
+
+
+def test_a_grid_is_every_combination_beside_the_baselines():
+    found = combinations(["fifo", "window"], "keyframe", ["recent=2"], ["scorer=MaskIoU(),None", "keep=0.1,0.2,inf"])
+    assert [name for name, _ in found] == ["stock", "window", "fifo", *["keyframe"] * 6]
+    assert found[3] == ("keyframe", ["recent=2", "scorer=MaskIoU()", "keep=0.1"])
+    assert found[-1] == ("keyframe", ["recent=2", "scorer=None", "keep=inf"])
+
+
+def test_values():
+    assert parse_pair("keep=0.2") == ("keep", 0.2)
+    assert parse_pair("temporal=anchor") == ("temporal", "anchor")
+    assert parse_value("Visible() & Quality(0.5)") == Visible() & Quality(0.5)
+    assert parse_value("inf") == float("inf")
+    assert parse_value("None") is None
+    assert split_values("Quality(minimum=0.1, x=[1,2]),0.3") == ["Quality(minimum=0.1, x=[1,2])", "0.3"]
+    for text in ("__import__('os')", "open('x')", "wrap()", "1 +"):
+        with pytest.raises(ValueError, match="cannot read the value"):
+            parse_value(text)
+
+
+def test_shared_features_change_no_mask(tmp_path, monkeypatch):
+    calls = []
+    load = run_module.load_predictor
+
+    def counting(*arguments):
+        predictor = load(*arguments)
+        predictor.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+        return predictor
+
+    monkeypatch.setattr(run_module, "load_predictor", counting)
+    arguments = ["sweep", *SMALL, "--grid", "capacity=1,3"]
+    assert main([*arguments, "--out", str(tmp_path / "shared")]) == 0
+    shared = len(calls)
+    assert main([*arguments, "--timed", "--out", str(tmp_path / "apart")]) == 0
+    assert shared == 8  # once a frame for all four runs
+    assert len(calls) - shared >= 4 * 8
+    names = sorted(path.name for path in (tmp_path / "shared").glob("*"))
+    assert len(names) == 4
+    for name in names:
+        here, there = (tmp_path / folder / name for folder in ("shared", "apart"))
+        ours, theirs = read_csv(here / "frames.csv"), read_csv(there / "frames.csv")
+        assert {row.pop("milliseconds") for row in ours} == {"", "nan"}  # no times with shared features
+        assert all(float(row.pop("milliseconds") or 1) > 0 for row in theirs)
+        assert ours == theirs
+        masks = [np.load(path / "videos/deformation-10000/masks.npz")["1"] for path in (here, there)]
+        assert np.array_equal(*masks)
+        assert json.loads((here / "metrics.json").read_text())["time"]["frame_ms"] is None
+
+
+def test_shared_features_are_bounded_and_leave_nothing():
+    predictor = load_micro_predictor(image_size=64)
+    images = torch.rand(4, 1, 3, 64, 64)
+    counted = []
+    hook = predictor.image_encoder.register_forward_hook(lambda *_: counted.append(1))
+    with torch.inference_mode():
+        alone = predictor.forward_image(images[0])
+        size = sum(t.nbytes for value in alone.values() for t in value)
+        counted.clear()
+        with shared_features(predictor, limit=2 * size + size // 2):
+            for i in (0, 1, 0, 2, 0, 1):  # room for two: 1 left when 2 came
+                features = predictor.forward_image(images[i])
+    hook.remove()
+    assert len(counted) == 4
+    assert "forward_image" not in vars(predictor)
+    assert features.keys() == alone.keys()
+
+
+@pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
+@pytest.mark.parametrize("version", ["2", "2.1"])
+def test_official_checkpoints_are_recognised(size, version, monkeypatch):
+    import sam2.build_sam  # noqa: F401 - makes the configurations known to hydra
+    from hydra import compose
+    from hydra.utils import instantiate
+
+    name = f"configs/sam{version}/sam{version}_hiera_{size}.yaml"
+    trunk = dict(compose(config_name=name).model.image_encoder.trunk)
+    trunk.pop("weights_path", None)  # it starts official training
+    for kind in (torch.nn.Linear, torch.nn.Conv2d):
+        monkeypatch.setattr(kind, "reset_parameters", lambda _: None)  # values do not matter here
+    blocks = instantiate(trunk)
+    weights = {f"image_encoder.trunk.{key}": value for key, value in blocks.state_dict().items()}
+    if compose(config_name=name).model.get("no_obj_embed_spatial"):
+        weights["no_obj_embed_spatial"] = torch.empty(0)
+    assert recognise(weights) == name
+
+
+def test_a_file_that_is_no_checkpoint_is_a_sentence(tmp_path, capsys):
+    for content in (b"nonsense", b""):
+        (tmp_path / "model.pt").write_bytes(content)
+        assert main(["run", *SMALL, "--model", str(tmp_path / "model.pt"), "--out", str(tmp_path / "out")]) == 2
+        assert "is no SAM 2 checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_official_path_with_random_weights(tmp_path):
+    from sam2.build_sam import build_sam2_video_predictor
+
+    torch.manual_seed(0)
+    weights = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu").state_dict()
+    weights["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(5)  # visible, so that masks vary
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"model": weights}, tmp_path / "checkpoints/sam2.1_hiera_tiny.pt")
+    clip = make_clip("static", 3, 5, 96, objects=2)
+    for kind, images in (("JPEGImages", clip.frames), ("Annotations", clip.masks)):
+        (tmp_path / f"data/{kind}/480p/a").mkdir(parents=True)
+        for t, image in enumerate(images):
+            suffix = "jpg" if kind == "JPEGImages" else "png"
+            Image.fromarray(image).save(tmp_path / f"data/{kind}/480p/a/{t:05d}.{suffix}")
+    command = [sys.executable, "-m", "benchmarks", "sweep", "--model", "tiny", "--data", str(tmp_path / "data")]
+    command += ["--checkpoints", str(tmp_path / "checkpoints"), "--image-size", "128", "--method", "fifo", "--timed"]
+    root = Path(__file__).parents[1]
+    subprocess.run([*command, "--out", str(tmp_path / "out")], check=True, cwd=root, timeout=300)
+    subprocess.run([sys.executable, "-m", "benchmarks", "report", str(tmp_path / "out")], check=True, cwd=root)
+    found = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*/metrics.json")]
+    assert sorted(result["config"]["method"]["name"] for result in found) == ["fifo", "stock", "window"]
+    assert {result["config"]["model"] for result in found} == {"sam2.1_hiera_tiny"}
+    assert all(result["objects"] == 2 and result["time"]["frame_ms"] > 0 for result in found)
+    assert "SAM 2 sam2.1_hiera_tiny at 128 px" in (tmp_path / "out/report/README.md").read_text()
