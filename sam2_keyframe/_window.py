@@ -17,7 +17,7 @@ from sam2_keyframe._decode import Frame, Reader
 _BEHIND = 2  # frames kept behind the last one asked for
 
 
-def _resize(frame: Frame, size: int) -> Tensor:
+def resize(frame: Frame, size: int) -> Tensor:
     """Resize as `sam2.utils.misc._load_img_as_tensor` does: (3, size, size) uint8."""
     from PIL import Image
 
@@ -28,12 +28,13 @@ def _resize(frame: Frame, size: int) -> Tensor:
 class _Held:
     """One frame in the window: at native size and resized, where each was asked for; or why it cannot be had."""
 
-    __slots__ = ("error", "native", "resized")
+    __slots__ = ("error", "native", "reported", "resized")
 
     def __init__(self) -> None:
         self.native: Frame | None = None
         self.resized: Tensor | None = None
         self.error: Exception | None = None
+        self.reported = False
 
 
 class Window:
@@ -79,13 +80,14 @@ class Window:
             return False
         return (self.native and held.native is None) or (self.image_size is not None and held.resized is None)
 
-    def _pick(self) -> int | None:
+    def _pick(self) -> tuple[int, Frame | None] | None:
+        """Wait for a frame to be wanted; return its number, and its pixels where only another form is lacking."""
         with self._changed:
             while not self.stopped:
                 for t in self._wanted():
                     if t not in self._busy and self._lacks(t):
                         self._busy.add(t)
-                        return t
+                        return t, self.held[t].native if t in self.held else None
                 self._changed.wait()
         return None
 
@@ -94,11 +96,12 @@ class Window:
         while True:
             held = _Held()
             with in_turn:
-                t = self._pick()
-                if t is None:
+                picked = self._pick()
+                if picked is None:
                     return
+                t, known = picked
                 try:
-                    frame = self.reader.read(t)
+                    frame = self.reader.read(t) if known is None else known
                 except Exception as error:
                     held.error = error
             try:
@@ -125,7 +128,7 @@ class Window:
         if self.native:
             held.native = frame
         if self.image_size is not None:
-            held.resized = _resize(frame, self.image_size)
+            held.resized = resize(frame, self.image_size)
 
     def _trim(self) -> None:
         keep = set(self._wanted())
@@ -150,6 +153,8 @@ class Window:
             if t != self.position:
                 self.reverse = t < self.position
                 self.position = t
+            if t in self.held and self.held[t].reported:
+                del self.held[t]  # asking again tries again
             self._trim()
             while len(self._threads) < self._count and not self.stopped:
                 self._threads.append(threading.Thread(target=self._work, name="sam2-keyframe-decode", daemon=True))
@@ -160,7 +165,7 @@ class Window:
                     raise RuntimeError(f"frame {t} was asked for after close(); open {self.reader.name} again")
                 held = self.held.get(t)
                 if held is not None and held.error is not None:
-                    del self.held[t]  # asking again tries again
+                    held.reported = True
                     raise self._failure(t, held.error) from held.error
                 if held is not None and getattr(held, form) is not None:
                     return getattr(held, form)
