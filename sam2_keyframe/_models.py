@@ -1,0 +1,195 @@
+"""What `--model` names: official sizes, checkpoints in the official format, Hugging Face ids, the micro model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHOICES = (
+    "tiny, small, base_plus, large, a checkpoint PATH.pt, a Hugging Face ID such as facebook/sam2.1-hiera-tiny, micro"
+)
+
+SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
+"""Official sizes and the letter that SAM 2's configuration files use for them."""
+
+TRUNKS = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
+"""Width and number of blocks of the image encoder's trunk, from SAM 2's configuration files."""
+
+DOWNLOAD = "https://github.com/facebookresearch/sam2#download-checkpoints"
+DEMO_MODEL = "micro demo model: not for real footage"
+RANDOM_MODEL = "RANDOM WEIGHTS: masks mean nothing"
+
+
+def load_model(
+    name: str, device: str, checkpoint: Path | None = None, image_size: int | None = None
+) -> tuple[Any, str]:
+    """Return a SAM 2 video predictor in evaluation mode, and a warning to stamp on pictures ("" for real models).
+
+    Args:
+        name: One of `CHOICES`.
+        device: Where to put it, "cpu", "cuda", ...
+        checkpoint: Weights for an official size; None looks in `checkpoints/`.
+        image_size: Side of the square that the model sees; None leaves it as it was trained.
+
+    Raises:
+        ValueError: The name, the device or a file's contents are not what they should be.
+        FileNotFoundError: There is no such checkpoint.
+        ImportError: SAM 2 is not installed.
+    """
+    _check_device(device)
+    if name == "micro":
+        return _micro(device, image_size or 256)
+    if name in SIZES:
+        path = checkpoint or _find_checkpoint(name)
+        return _official(path, device, image_size), ""
+    if checkpoint is not None:
+        raise ValueError(f"--checkpoint {checkpoint} goes with --model {', '.join(SIZES)}, not with {name!r}")
+    if name.endswith((".pt", ".pth")) or Path(name).is_file():
+        return _official(Path(name), device, image_size), ""
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return _from_hub(name, device, image_size), ""
+    raise ValueError(f"--model {name!r}: choose {CHOICES}")
+
+
+def default_device() -> str:
+    """Return "cuda" where there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device}: {reason}; choose cpu, cuda or cuda:N of this machine") from None
+
+
+def _micro(device: str, image_size: int) -> tuple[Any, str]:
+    from sam2_keyframe import micro
+
+    if micro.WEIGHTS.is_file():
+        return micro.load_micro_predictor(device, image_size), DEMO_MODEL
+    generator = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    model = micro.build_model(image_size).to(device).eval()
+    torch.random.set_rng_state(generator)
+    return model, RANDOM_MODEL
+
+
+def _find_checkpoint(size: str) -> Path:
+    names = [f"{version}_hiera_{size}.pt" for version in ("sam2.1", "sam2")]
+    for path in (Path("checkpoints", name) for name in names):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"--model {size}: there is no {Path('checkpoints', names[0])}; download it from {DOWNLOAD} "
+        "or name the file with --checkpoint PATH.pt"
+    )
+
+
+def _official(path: Path, device: str, image_size: int | None) -> Any:
+    """Build the official architecture that a checkpoint's weights fit, and load them."""
+    weights = _read_weights(path)
+    config = recognise(weights, str(path))
+    model = _build(config, device, image_size)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(
+            f"--model {path}: the weights do not fit {config} ({reason[:160]}); use an official checkpoint"
+        ) from None
+    return model
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--model {path}: no such file; official checkpoints: {DOWNLOAD}")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(
+            f"--model {path}: torch cannot read it ({reason}); download it again from {DOWNLOAD}"
+        ) from None
+    weights = stored.get("model") if isinstance(stored, dict) else None
+    if not isinstance(weights, dict):
+        raise ValueError(
+            f"--model {path}: not in SAM 2's format, a dict whose 'model' holds the weights; see {DOWNLOAD}"
+        )
+    return weights
+
+
+def recognise(weights: Mapping[str, Tensor], path: str) -> str:
+    """Return the official configuration file that weights belong to, by the trunk's shape and 2.1's extra weights.
+
+    Raises:
+        ValueError: They are of no official size.
+
+    Source: sam2/configs of facebookresearch SAM 2: 2.1 adds `no_obj_embed_spatial` and `obj_ptr_tpos_proj`.
+    """
+    patches = weights.get("image_encoder.trunk.patch_embed.proj.weight")
+    prefix = "image_encoder.trunk.blocks."
+    blocks = {key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)}
+    width = 0 if patches is None else patches.shape[0]
+    size = TRUNKS.get((width, len(blocks)))
+    if size is None:
+        raise ValueError(
+            f"--model {path}: an image encoder of width {width} with {len(blocks)} blocks is none of SAM 2's "
+            f"({', '.join(SIZES)}); use an official checkpoint: {DOWNLOAD}"
+        )
+    version = "sam2.1" if "no_obj_embed_spatial" in weights else "sam2"
+    return f"configs/{version}/{version}_hiera_{SIZES[size]}.yaml"
+
+
+def _build(config: str, device: str, image_size: int | None) -> Any:
+    builder = _need_sam2()
+    extra = _resized(image_size)
+    return _without_holes(builder.build_sam2_video_predictor(config, None, device=device, hydra_overrides_extra=extra))
+
+
+def _from_hub(model_id: str, device: str, image_size: int | None) -> Any:
+    builder = _need_sam2()
+    known = sorted(builder.HF_MODEL_ID_TO_FILENAMES)
+    if model_id not in known:
+        raise ValueError(f"--model {model_id}: SAM 2 knows {', '.join(known)}")
+    extra = _resized(image_size)
+    try:
+        return _without_holes(
+            builder.build_sam2_video_predictor_hf(model_id, device=device, hydra_overrides_extra=extra)
+        )
+    except ImportError:
+        raise ImportError(f"--model {model_id}: pip install huggingface_hub") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ValueError(
+            f"--model {model_id}: cannot be downloaded ({reason}); check the network, or download the checkpoint by "
+            f"hand from {DOWNLOAD} and give its path"
+        ) from None
+
+
+def _resized(image_size: int | None) -> list[str]:
+    return [] if image_size is None else [f"++model.image_size={image_size}"]
+
+
+def _without_holes(model: Any) -> Any:
+    """Switch hole filling off where SAM 2's compiled extension is missing: it would warn on every frame and skip it."""
+    try:
+        import sam2._C  # noqa: F401
+    except ImportError:
+        model.fill_hole_area = 0
+    return model
+
+
+def _need_sam2() -> Any:
+    try:
+        from sam2 import build_sam
+    except ImportError as error:
+        raise ImportError(
+            "SAM 2 is not installed: pip install git+https://github.com/facebookresearch/sam2 (or pip install sam2)"
+        ) from error
+    return build_sam

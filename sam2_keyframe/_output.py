@@ -1,0 +1,202 @@
+"""What `track` writes, as frames come: masks as DAVIS palette PNGs, a video that browsers play, a table.
+
+A folder is written beside its place and moved there when it is whole, so that nothing half-written is left behind.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_keyframe._draw import Pixels, need
+from sam2_keyframe.stats import FrameStats
+
+TABLE = "frames.csv"
+OCCUPANCY = [f"{who}{what}" for who in ("", "stock_", "window_") for what in ("frames", "bytes", "tokens")]
+COLUMNS = ["frame", "object", "prompted", "significance", "keyframe", "evicted", "attended"]
+
+
+@contextmanager
+def new_folder(place: Path, ours: Sequence[str]) -> Iterator[Path]:
+    """Give a folder to write in; it takes its place at the end, and is removed when an error comes through.
+
+    Args:
+        place: Where the folder will be. An earlier run's results there are replaced, anything else is refused.
+        ours: Names that a run writes.
+
+    Raises:
+        ValueError: The place cannot be written, or holds something else.
+    """
+    check_place(place, ours)
+    work = place.parent / f".{place.name}.unfinished"
+    missing = [folder for folder in place.parents if not folder.exists()]
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    except OSError as error:
+        _remove(work, missing)
+        raise ValueError(f"--out {place}: cannot be written ({error.strerror}); choose another folder") from None
+    try:
+        yield work
+        if place.exists():
+            shutil.rmtree(place)
+        work.rename(place)
+    except BaseException:
+        _remove(work, missing)
+        raise
+
+
+def check_place(place: Path, ours: Sequence[str]) -> None:
+    """Refuse a place that is a file or holds what no run of ours wrote.
+
+    Raises:
+        ValueError: It is.
+    """
+    try:
+        if not place.exists():
+            return
+        held = sorted(path.name for path in place.iterdir())
+    except OSError as error:
+        raise ValueError(f"--out {place}: cannot be written ({error.strerror}); choose another folder") from None
+    foreign = [name for name in held if name not in ours]
+    if foreign or (held and not any((place / name).is_file() for name in ours)):
+        names = ", ".join((foreign or held)[:3])
+        raise ValueError(f"--out {place}: holds other files ({names}); choose a new or an empty folder")
+
+
+def _remove(work: Path, missing: Sequence[Path]) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in missing:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def palette() -> list[int]:
+    """Return the 256 colours of DAVIS and PASCAL VOC masks as red, green, blue, red, ...
+
+    Source: the colour map of the PASCAL VOC development kit: the bits of an id spread over the high bits of the
+    three channels.
+    """
+    ids = np.arange(256)
+    colours = np.zeros((256, 3), int)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
+    return [int(value) for value in colours.flatten()]
+
+
+def write_mask(path: Path, ids: NDArray[Any]) -> None:
+    """Write (H, W) object ids, 0 to 255, as a palette PNG; whole or not at all."""
+    image = need("PIL.Image").fromarray(ids.astype(np.uint8), mode="P")
+    image.putpalette(palette())
+    store = io.BytesIO()
+    image.save(store, "PNG")
+    try:
+        path.write_bytes(store.getvalue())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+class Video:
+    """An H.264 file that browsers play (4:2:0, header first), written frame by frame.
+
+    Args:
+        path: The file; frames of odd width or height lose a row or column.
+        fps: Frames per second.
+
+    Raises:
+        ImportError: PyAV is missing.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.fps = path, fps
+        self._av = need("av")
+        self._container: Any = None
+        self._stream: Any = None
+
+    def add(self, pixels: Pixels) -> None:
+        """Append a frame, (H, W, 3) uint8 RGB."""
+        height, width = (side // 2 * 2 for side in pixels.shape[:2])
+        if self._container is None:
+            self._container = self._av.open(str(self.path), "w", options={"movflags": "+faststart"})
+            rate = Fraction(self.fps).limit_denominator(1001)
+            self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        """Finish the file; one that cannot be finished is removed."""
+        if self._container is None:
+            return
+        try:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+        except BaseException:
+            self.path.unlink(missing_ok=True)
+            raise
+        finally:
+            self._container = None
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Table:
+    """`frames.csv`: a row a frame and object, each written at once.
+
+    Args:
+        path: The file.
+        scores: Names of the scores, a column each.
+    """
+
+    def __init__(self, path: Path, scores: Sequence[str]) -> None:
+        self.scores = list(scores)
+        self._file = path.open("w", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow([*COLUMNS, *self.scores, *OCCUPANCY, "host_bytes", "milliseconds"])
+
+    def add(self, frame_idx: int, obj_id: int, row: FrameStats | None) -> None:
+        """Write an object's row on a frame; None where the frame was prompted, so that SAM 2 did not track it."""
+        known = [] if row is None else self._cells(row)
+        cells = [frame_idx, obj_id, int(row is None), *known]
+        self._writer.writerow(cells + [""] * (len(COLUMNS) + len(self.scores) + len(OCCUPANCY) + 2 - len(cells)))
+        self._file.flush()
+
+    def _cells(self, row: FrameStats) -> list[Any]:
+        numbers = [row.significance, *(row.scores.get(name, math.nan) for name in self.scores)]
+        significance, *scores = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
+        kept = "" if row.keyframe is None else int(row.keyframe)
+        lists = [" ".join(map(str, frames)) for frames in (row.evicted, row.attended)]
+        taken = [(each.frames, each.nbytes, each.tokens) for each in (row.memory, row.stock, row.window)]
+        occupancy = [number for three in taken for number in three]
+        return [significance, kept, *lists, *scores, *occupancy, row.host_nbytes, f"{row.milliseconds:.2f}"]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
