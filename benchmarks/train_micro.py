@@ -10,6 +10,7 @@ and, after ``--export``, the averaged weights as float16 safetensors.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
 import math
@@ -50,6 +51,7 @@ class Config:
     decay: float = 0.05
     average: float = 0.998
     seed: int = 0
+    processes: int = 1
 
     @property
     def steps(self) -> int:
@@ -74,10 +76,13 @@ class Batch:
     index: list[int]
 
 
-def make_batch(config: Config, step: int, first_seed: int = TRAIN_SEED, size: int | None = None) -> Batch:
-    """The clips of one step, the same for the same arguments."""
-    rng = np.random.default_rng([config.seed, first_seed, step])
+def make_batch(
+    config: Config, step: int, first_seed: int = TRAIN_SEED, size: int | None = None, rank: int = 0
+) -> Batch:
+    """The clips of one step that process ``rank`` trains on, the same for the same arguments."""
+    rng = np.random.default_rng([config.seed, first_seed, step, rank] if rank else [config.seed, first_seed, step])
     side, clips = config.stage(step)
+    clips //= config.processes
     side = size or side
     gaps = rng.choice(
         [1, 2, 3, 5], config.frames - 1, p=[0.55, 0.25, 0.12, 0.08] if rng.random() < 0.6 else [1, 0, 0, 0]
@@ -90,7 +95,9 @@ def make_batch(config: Config, step: int, first_seed: int = TRAIN_SEED, size: in
         objects = 2 if rng.random() < config.pair else 1
         length = int(max(times[-1] + 1, rng.integers(12, 25)))
         start = 0 if rng.random() < 0.7 else int(rng.integers(0, length - times[-1]))
-        clip = make_clip(challenge, first_seed + step * 64 + number, length, side, objects, times=list(times + start))
+        clip = make_clip(
+            challenge, first_seed + step * 64 + rank * clips + number, length, side, objects, times=list(times + start)
+        )
         pixels, ids = clip.frames, clip.masks
         if rng.random() < 0.3:
             pixels, ids = pixels[::-1], ids[::-1]
@@ -106,7 +113,7 @@ def make_batch(config: Config, step: int, first_seed: int = TRAIN_SEED, size: in
                 owner.append(number)
         frames.append(torch.from_numpy(np.ascontiguousarray(pixels)))
     if not masks:
-        return make_batch(config, step + 1_000_000, first_seed, side)
+        return make_batch(config, step + 1_000_000, first_seed, side, rank)
     index = list(range(config.frames)) if rng.random() < 0.6 else [int(t) for t in times]
     return Batch(torch.stack(frames, 1), torch.stack(masks, 1), torch.tensor(owner), index)
 
@@ -128,11 +135,11 @@ def _produce(config: Config, start: int, queue: Any) -> None:
             return
 
 
-def batches(config: Config, start: int, workers: bool = True) -> Iterator[Batch]:
-    """The batches from step ``start`` on, made ahead in another process when ``workers``."""
-    if not workers:
+def batches(config: Config, start: int, rank: int = 0) -> Iterator[Batch]:
+    """The batches from step ``start`` on; a single training process has them made ahead by another."""
+    if config.processes > 1:
         for step in range(start, config.steps):
-            yield make_batch(config, step)
+            yield make_batch(config, step, rank=rank)
         return
     queue: Any = mp.get_context("spawn").Queue(maxsize=24)
     process = mp.get_context("spawn").Process(target=_produce, args=(config, start, queue), daemon=True)
@@ -214,6 +221,18 @@ def frame_loss(raw: tuple[Tensor, ...], target: Tensor, spread: float) -> tuple[
     return mask + 2.0 * quality + 0.5 * presence, {k: v.detach() for k, v in named.items()}
 
 
+def match_loss(now: Tensor, then: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    """How badly features alone carry a mask: ``now`` (q, n, c) looks up ``mask`` (k, n) among ``then`` (k, n, c).
+
+    A direct lesson in telling the object by its looks, which the memory attention then builds on; ``target`` (q, n).
+    """
+    near = torch.einsum("qnc,knc->nqk", F.normalize(now, dim=-1), F.normalize(then, dim=-1)) / 0.07
+    found = torch.einsum("nqk,kn->qn", near.softmax(-1), mask).clamp(1e-4, 1 - 1e-4)
+    raw = F.binary_cross_entropy(found, target, reduction="none")
+    share = target.mean(0).clamp(min=0.02, max=0.98)
+    return (raw * (0.5 * target / share + 0.5 * (1 - target) / (1 - share))).mean()
+
+
 def run_clips(
     model: Any, batch: Batch, rng: np.random.Generator, teach: float = 0.0, click: float = 0.0, spread: float = 0.0
 ) -> tuple[Tensor, dict[str, float]]:
@@ -225,6 +244,7 @@ def run_clips(
     pixels = ((pixels - MEAN.to(device)) / STD.to(device)).to(memory_format=torch.channels_last)
     masks = batch.masks.to(device).float()[:, :, None]
     small = F.avg_pool2d(masks.flatten(0, 1), 4).view(count, -1, 1, size // 4, size // 4)
+    coarse = F.avg_pool2d(masks.flatten(0, 1), 16).view(count, masks.shape[1], -1).transpose(1, 2)
     features = model.forward_image(pixels)
     _, feats, places, sizes = model._prepare_backbone_features(features)
     raw: list[tuple[Tensor, ...]] = []
@@ -232,7 +252,7 @@ def run_clips(
     memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     total, sums = (
         torch.zeros((), device=device),
-        dict.fromkeys(("mask", "quality", "presence", "iou", "n", "hidden_ok", "hidden_n"), 0.0),
+        dict.fromkeys(("mask", "quality", "presence", "iou", "n", "hidden_ok", "hidden_n", "match"), 0.0),
     )
     try:
         for row, index in enumerate(batch.index):
@@ -250,11 +270,17 @@ def run_clips(
             total = total + loss * (0.3 if prompt is not None else 1.0)
             high, score = heads[4], heads[6]
             if not first:
+                before = sorted({0, row - 1})
+                then = torch.cat([feats[-1][:, r * clips + batch.clip] for r in before])
+                known = torch.cat([coarse[r] for r in before])
+                match = match_loss(vision[-1].float(), then.float(), known, coarse[row])
+                total = total + 0.5 * match
+                sums["match"] += float(match.detach())
                 for key, value in named.items():
                     sums[key] += float(value)
-                if rng.random() < teach:
-                    high = masks[row] * 20 - 10
-                    score = torch.where(masks[row].amax((1, 2, 3))[:, None] > 0, 10.0, -10.0)
+            if (not first or points is not None) and rng.random() < (0.7 if first else teach):
+                high = masks[row] * 20 - 10
+                score = torch.where(masks[row].amax((1, 2, 3))[:, None] > 0, 10.0, -10.0)
             out["obj_ptr"] = heads[5]
             if row + 1 < count:
                 model._encode_memory_in_output(vision, sizes, points, True, high, score, out)
@@ -268,9 +294,9 @@ def run_clips(
 class Trainer:
     """Model, optimiser, average and step; saved and restored together."""
 
-    def __init__(self, config: Config, out: Path, device: str = "cpu") -> None:
+    def __init__(self, config: Config, out: Path, device: str = "cpu", rank: int = 0) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.out, self.device = config, out, device
+        self.config, self.out, self.device, self.rank = config, out, device, rank
         self.model: Any = build_model(config.stage(0)[0])
         torch.nn.init.constant_(self.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 2.0)
         self.model.to(device=device, memory_format=torch.channels_last).train()
@@ -290,15 +316,17 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One update; returns what to log."""
-        rng = np.random.default_rng([self.config.seed, 77, self.step])
+        rng = np.random.default_rng([self.config.seed, 77, self.step, self.rank])
         resize_model(self.model, batch.frames.shape[2])
         part = min(1.0, self.step / 1500)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
-            loss, sums = run_clips(self.model, batch, rng, 0.5 - 0.45 * part, 0.2, 0.3 - 0.25 * part)
+            loss, sums = run_clips(self.model, batch, rng, 0.5 - 0.45 * part, 0.12, 0.3 - 0.25 * part)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.config.processes > 1:
+            self._share_gradients()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         if math.isfinite(norm):
             self.optimizer.step()
@@ -310,7 +338,17 @@ class Trainer:
             torch._foreach_lerp_([self.average[k] for k in names], [mine[k] for k in names], 1 - keep)
         return {"loss": float(loss.detach()), "norm": norm, **sums}
 
-    def check(self, size: int, count: int = 4) -> float:
+    def _share_gradients(self) -> None:
+        """Average the gradients over all processes."""
+        parameters = list(self.model.parameters())
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        torch.distributed.all_reduce(flat)
+        flat /= self.config.processes
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
+
+    def check(self, size: int, count: int = 3) -> float:
         """Mean IoU of the averaged weights over frames of held-out clips where the object shows."""
         model: Any = build_model(size, initialise=False)
         model.load_state_dict(self.average)
@@ -355,14 +393,18 @@ def export(average: dict[str, Tensor], path: Path) -> None:
     path.chmod(0o644)
 
 
-def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 900.0, workers: bool = True) -> None:
-    """Run to the end of the schedule, logging every ten steps."""
+def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 1200.0) -> None:
+    """Run to the end of the schedule; the first process logs every ten steps and saves."""
+    if trainer.rank:
+        for batch in batches(trainer.config, trainer.step, trainer.rank):
+            trainer.train_step(batch)
+        return
     out = trainer.out
     out.mkdir(parents=True, exist_ok=True)
     saved = checked = begun = time.monotonic()
     rows: list[dict[str, float]] = []
     with (out / "log.jsonl").open("a") as sink:
-        for batch in batches(trainer.config, trainer.step, workers):
+        for batch in batches(trainer.config, trainer.step):
             rows.append(trainer.train_step(batch))
             now = time.monotonic()
             trainer.seconds, begun = trainer.seconds + now - begun, now
@@ -378,6 +420,7 @@ def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 900.
                     "mask": mean["mask"] / mean["frames"],
                     "quality": mean["quality"] / mean["frames"],
                     "presence": mean["presence"] / mean["frames"],
+                    "match": mean["match"] / mean["frames"],
                     "norm": mean["norm"] / len(rows),
                     "rate": trainer.rate(),
                     "seconds": trainer.seconds,
@@ -406,6 +449,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="share each step's clips among so many, one thread each"
+    )
     parser.add_argument("--start-from", type=Path, help="begin with the averaged weights of this checkpoint")
     parser.add_argument("--export", type=Path, help="only write the averaged weights of --out's checkpoint here")
     args = parser.parse_args()
@@ -413,9 +459,26 @@ def main() -> None:
     if args.export:
         export(torch.load(args.out / "last.pt", map_location="cpu", weights_only=True)["average"], args.export)
         return
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.processes == 1:
+        work(0, args)
+        return
+    (args.out / "meet").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(work, (args,), nprocs=args.processes)
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """One training process of ``args.processes``."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if args.processes > 1:
+        torch.set_num_threads(1)
+        meet = f"file://{(args.out / 'meet').resolve()}"
+        wait = datetime.timedelta(hours=6)
+        torch.distributed.init_process_group("gloo", meet, wait, world_size=args.processes, rank=rank)
     triples = [part.split(":") for part in args.stages.split(",")]
     stages = tuple((int(size), int(count), int(clips)) for size, count, clips in triples)
-    trainer = Trainer(Config(stages, args.frames, rate=args.rate, seed=args.seed), args.out, args.device)
+    config = Config(stages, args.frames, rate=args.rate, seed=args.seed, processes=args.processes)
+    trainer = Trainer(config, args.out, args.device, rank)
     if (args.out / "last.pt").is_file():
         trainer.load(args.out / "last.pt")
         log.info("resumed at step %d", trainer.step)
@@ -423,8 +486,7 @@ def main() -> None:
         state = torch.load(args.start_from, map_location="cpu", weights_only=True)["average"]
         trainer.model.load_state_dict(state)
         trainer.average = {k: v.clone() for k, v in state.items()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "pid").write_text(str(os.getpid()))
+    (args.out / f"pid{rank}").write_text(str(os.getpid()))
     train(trainer)
 
 
