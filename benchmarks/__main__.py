@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | sweep | report`."""
+"""`python -m benchmarks run | sweep | report | bench | official`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from collections.abc import Sequence
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # SAM 2 shows a bar a clip; tqdm reads this when it is imported
 
-from benchmarks import report, run, sweep
+from benchmarks import presets, report, run, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 when a video failed, 2 with a sentence on bad input, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, add, text in (
-        ("run", run.add_run_arguments, "one method over a dataset"),
-        ("sweep", sweep.add_sweep_arguments, "methods, and a grid of choices, over a dataset"),
-        ("report", report.add_report_arguments, "plots, tables and pictures from results"),
+    mains = {}
+    for name, function, add, text in (
+        ("run", run.main_run, run.add_run_arguments, "one method over a dataset"),
+        ("sweep", sweep.main_sweep, sweep.add_sweep_arguments, "methods, and a grid of choices, over a dataset"),
+        ("report", report.main_report, report.add_report_arguments, "plots, tables and pictures from results"),
+        ("bench", presets.main_preset, presets.add_bench_arguments, "every method on a few test clips, and a report"),
+        ("official", presets.main_preset, presets.add_official_arguments, "every method with official weights"),
     ):
         add(commands.add_parser(name, help=text, description=text))
+        mains[name] = function
     options = parser.parse_args(arguments)
     try:
-        return {"run": run.main_run, "sweep": sweep.main_sweep, "report": report.main_report}[options.command](options)
+        return mains[options.command](options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"benchmarks {options.command}: {error}\n")
         return 2

@@ -23,8 +23,8 @@ PANELS = (
     ("tokens", "tokens attended (mean)"),
 )
 BASELINE_LOOK: dict[str, dict[str, Any]] = {
-    "stock": {"marker": "s", "color": "#b0402f", "s": 90},
-    "window": {"marker": "D", "color": "#565b66", "s": 70},
+    "stock": {"marker": "s", "facecolors": "none", "edgecolors": "#b0402f", "linewidths": 2.2, "s": 130},
+    "window": {"marker": "D", "facecolors": "#565b66", "edgecolors": "white", "linewidths": 0.7, "s": 45},
 }
 COLOURS = ("#1f6fb4", "#e08214", "#2a9d5c", "#8352a8", "#c2458f", "#8a6a3b", "#17a0b0", "#7f9a1e", "#444444", "#e8b000")
 MARKERS = "o^vP*Xp<>hd"
@@ -48,7 +48,8 @@ def pareto(group: Group, stem: Path) -> None:
     others = [name for name in families if name not in BASELINES]
     looks: dict[str, dict[str, Any]] = dict(BASELINE_LOOK)
     for i, name in enumerate(others):
-        looks[name] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)], "s": 45}
+        look = {"facecolors": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
+        looks[name] = {**look, "edgecolors": "white", "linewidths": 0.7, "s": 45}
     rows = 1 + (len(families) - 1) // 4
     figure = Figure(figsize=(12, 4.3 + 0.24 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
@@ -58,8 +59,7 @@ def pareto(group: Group, stem: Path) -> None:
         for name in [*others, *(name for name in families if name in BASELINES)]:
             members = [result for result in group.results if family(result, many) == name]
             place = [result.occupancy(x) for result in members], [result.jf for result in members]
-            style = {"edgecolors": "white", "linewidths": 0.7, "zorder": 3 if name in BASELINES else 2}
-            panel.scatter(*place, label=name, **looks[name], **style)
+            panel.scatter(*place, label=name, zorder=3 if name in BASELINES else 2, **looks[name])
         _axis(panel, [result.occupancy(x) for result in group.results])
         panel.set_xlabel(title)
         panel.grid(color="#e6e8ec", lw=0.8)

@@ -109,7 +109,9 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
     lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in rows:
         gain = (
-            f"{row['vs_stock']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})" if row["vs_stock"] is not None else ""
+            f"{_points(row['vs_stock'])} ({_points(row['low'])} to {_points(row['high'])})"
+            if row["vs_stock"] is not None
+            else ""
         )
         name = f"**{row['method']}**" if row["method"] in BASELINES else row["method"]
         cells = [name + (" ◆" if row["front"] else ""), f"{row['jf']:.1f}", gain, f"{row['j']:.1f}", f"{row['f']:.1f}"]
@@ -188,7 +190,11 @@ def _write_matrix(path: Path, columns: dict[str, dict[str, float]]) -> None:
 
 
 def _round(value: float | None, digits: int = 2) -> float | None:
-    return None if value is None else round(value, digits)
+    return None if value is None else round(value, digits) + 0.0  # no -0.0
+
+
+def _points(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"
 
 
 def _slug(group: Group) -> str:
