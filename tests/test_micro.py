@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +187,28 @@ def test_reported_figures_meet_the_model_cards_floor() -> None:
     assert set(figures["model"]) == {*CHALLENGES, "overall"}
     best = max(row["J&F"] for row in figures["trivial"].values())
     assert figures["model"]["overall"]["J&F"] > best
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_loads_the_model_with_the_network_off(tmp_path: Path) -> None:
+    pytest.importorskip("build")
+    root, source, built = Path(__file__).parents[1], tmp_path / "source", tmp_path / "dist"
+    for folder in ("sam2_keyframe", "patches"):
+        shutil.copytree(root / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(root / file, source / file)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = built.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(tmp_path / "site")]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    code = (
+        "import socket\n"
+        "def refuse(*_): raise OSError('no network')\n"
+        "socket.socket.connect = refuse\n"
+        "from sam2_keyframe.micro import WEIGHTS, load_micro_predictor\n"
+        "load_micro_predictor()\n"
+        "raise SystemExit(0 if 'site' in str(WEIGHTS) else str(WEIGHTS))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path, env=environment)
