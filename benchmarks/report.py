@@ -148,7 +148,7 @@ def _challenge_lines(group: Group) -> list[str]:
     for result in shown:
         values = [result.metrics["challenges"].get(name) for name in names]
         cells = [
-            "" if value is None else f"**{value:.1f}**" if value >= best[name] - 0.05 else f"{value:.1f}"
+            "" if value is None else f"**{value:.1f}**" if round(value, 1) >= round(best[name], 1) else f"{value:.1f}"
             for name, value in zip(names, values, strict=True)
         ]
         lines.append(f"| {result.label} | " + " | ".join(cells) + " |")
@@ -156,14 +156,15 @@ def _challenge_lines(group: Group) -> list[str]:
 
 
 def _worst(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:
-    """Draw the worst videos of the best method besides the baselines, and of the most frugal one."""
+    """Draw the worst videos of the best method besides the baselines, of the default one, and of the most frugal."""
     others = [result for result in group.results if result.label not in BASELINES]
     if group.reference is None or not others or count < 1:
         return []
     dataset = _reopen(group)
     cases = []
-    for result in dict.fromkeys([others[0].label, min(others, key=lambda r: r.occupancy("peak_mib")).label]):
-        chosen = next(r for r in others if r.label == result)
+    frugal = min(others, key=lambda result: result.occupancy("peak_mib"))
+    default = [result for result in others if result.label == "keyframe"]
+    for chosen in {result.label: result for result in (others[0], *default, frugal)}.values():
         for name, fall in worst_videos(group, chosen, count):
             file = f"{re.sub(r'[^A-Za-z0-9.=-]+', '-', chosen.label)}_{name}.jpg"
             frame = worst_picture(dataset, name, chosen, group.reference, folder / file) if dataset else None
