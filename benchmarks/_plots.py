@@ -114,7 +114,7 @@ def worst_picture(dataset: Dataset, name: str, result: Result, stock: Result, pa
     for track in video.tracks:
         if track.first <= t:
             truth[video.mask(t, track.obj_id)] = track.obj_id
-    scale = max(1, round(320 / frame.shape[0]))
+    scale = max(1, round(480 / frame.shape[0]))
     tiles = [overlay(frame, truth, scale=scale, caption=f"truth, {name}, frame {t}")]
     for run, folder in zip((stock, result), folders, strict=True):
         labels = _labels(folder, video, t, frame.shape[:2])
