@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +73,16 @@ class Group:
     def title(self) -> str:
         """Data, split and model."""
         side = f" at {self.config['image_size']} px" if self.config["image_size"] else ""
-        return f"{self.config['data']['name']}, {self.config['split']}, SAM 2 {self.config['model']}{side}"
+        videos = self.results[0].metrics["videos"]
+        data = f"{self.config['data']['name']}, {self.config['split']}, {videos} videos"
+        return f"{data}, SAM 2 {self.config['model']}{side}"
+
+    @property
+    def slug(self) -> str:
+        """A folder's name that no other group has."""
+        digest = hashlib.sha256(protocol(self.config).encode()).hexdigest()[:6]
+        words = [self.config["data"]["name"], self.config["split"], self.config["model"], digest]
+        return re.sub(r"[^A-Za-z0-9.-]+", "-", "_".join(words))
 
     @property
     def reference(self) -> Result | None:
@@ -111,13 +122,17 @@ def load_groups(folder: Path) -> list[Group]:
         if "accuracy" not in result.metrics:
             continue
         config = result.metrics["config"]
-        key = json.dumps({name: config[name] for name in IDENTITY if name != "method"}, sort_keys=True)
-        groups.setdefault(key, Group(config)).results.append(result)
+        groups.setdefault(protocol(config), Group(config)).results.append(result)
     if not groups:
         raise ValueError(f"{folder} holds no finished run; make one with python -m benchmarks run --out {folder}")
     for group in groups.values():
         group.results.sort(key=lambda result: -result.jf)
     return sorted(groups.values(), key=lambda group: group.title)
+
+
+def protocol(config: Mapping[str, Any]) -> str:
+    """Return what two runs must have in common to be compared, as a text."""
+    return json.dumps({name: config[name] for name in IDENTITY if name != "method"}, sort_keys=True)
 
 
 def _read(file: Path) -> Result:

@@ -53,7 +53,7 @@ def write_report(groups: Sequence[Group], out: Path, worst: int = 3) -> None:
     parts = ["# Occupancy against accuracy", "", "[Interactive page](index.html) (opens offline).", ""]
     pages = []
     for group in groups:
-        folder = out / _slug(group)
+        folder = out / group.slug
         shutil.rmtree(folder / "worst", ignore_errors=True)
         pareto(group, folder / "pareto")
         rows = table(group)
@@ -196,9 +196,3 @@ def _round(value: float | None, digits: int = 2) -> float | None:
 
 def _points(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"
-
-
-def _slug(group: Group) -> str:
-    words = [group.config["data"]["name"], group.config["split"], group.config["model"], group.config["weights"][:6]]
-    side = [f"{group.config['image_size']}px"] if group.config["image_size"] else []
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", "_".join([*words, *side]))

@@ -138,4 +138,4 @@ def test_the_official_path_with_random_weights(tmp_path):
     assert sorted(result["config"]["method"]["name"] for result in found) == ["fifo", "stock", "window"]
     assert {result["config"]["model"] for result in found} == {"sam2.1_hiera_tiny"}
     assert all(result["objects"] == 2 and result["time"]["frame_ms"] > 0 for result in found)
-    assert "SAM 2 sam2.1_hiera_tiny at 128 px" in (tmp_path / "out/report/README.md").read_text()
+    assert "1 videos, SAM 2 sam2.1_hiera_tiny at 128 px" in (tmp_path / "out/report/README.md").read_text()
