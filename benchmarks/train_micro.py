@@ -36,7 +36,15 @@ MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 TRAIN_SEED = 1_000_000_000  # evaluation seeds stay below
 CHECK_SEED = 500_000_000
-WEIGHTS = {"static": 0.5, "occlusion": 3.0, "leave_and_return": 3.0, "look_alike": 2.0, "scene_cut": 2.0, "long": 3.5}
+WEIGHTS = {
+    "static": 0.4,
+    "deformation": 1.5,
+    "fast": 3.0,
+    "occlusion": 2.5,
+    "leave_and_return": 2.5,
+    "look_alike": 5.0,
+    "long": 3.0,
+}
 
 
 @dataclass(frozen=True)
