@@ -188,6 +188,20 @@ def test_bad_input_is_a_sentence_and_code_2(arguments, sentence, tmp_path, capsy
     assert re.search(sentence, shown), shown
 
 
+def test_folders_that_do_not_fit_together_are_a_sentence(tmp_path, capsys):
+    write_folder(tmp_path / "data", {"a": make_clip("static", 0, 4, 64)})
+    for t in range(4):
+        file = tmp_path / f"data/Annotations/a/{t:05d}.png"
+        Image.fromarray(np.asarray(Image.open(file))[::2, ::2]).save(file)
+    assert main(["run", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 2
+    assert "a: frames are 64 x 64 and masks 32 x 32 pixels" in capsys.readouterr().err
+    for file in (tmp_path / "data/Annotations/a").glob("*"):
+        file.unlink()
+    assert main(["run", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 2
+    assert "a: no masks in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_unwritable_results_are_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["run", *SMALL, "--challenges", "static", "--out", str(tmp_path / "file")]) == 2
