@@ -41,6 +41,8 @@ def load_model(
         ImportError: SAM 2 is not installed.
     """
     _check_device(device)
+    if image_size is not None and (image_size % 32 or not 64 <= image_size <= 1024):
+        raise ValueError(f"--image-size {image_size}: give a multiple of 32 from 64 to 1024")
     if name == "micro":
         return _micro(device, image_size or 256)
     if name in SIZES:

@@ -6,14 +6,15 @@ A folder is written beside its place and moved there when it is whole, so that n
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def new_folder(place: Path, ours: Sequence[str]) -> Iterator[Path]:
         ValueError: The place cannot be written, or holds something else.
     """
     check_place(place, ours)
+    place = place.absolute()
     work = place.parent / f".{place.name}.unfinished"
     missing = [folder for folder in place.parents if not folder.exists()]
     try:
@@ -97,9 +99,18 @@ def palette() -> list[int]:
 
 
 def write_mask(path: Path, ids: NDArray[Any]) -> None:
-    """Write (H, W) object ids, 0 to 255, as a palette PNG; whole or not at all."""
+    """Write (H, W) object ids, 0 to 255, as a palette PNG."""
     image = need("PIL.Image").fromarray(ids.astype(np.uint8), mode="P")
     image.putpalette(palette())
+    write_png(path, image)
+
+
+def write_png(path: Path, image: Any) -> None:
+    """Write a PIL image, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written, for want of space for one.
+    """
     store = io.BytesIO()
     image.save(store, "PNG")
     try:
@@ -150,17 +161,9 @@ class Video:
         finally:
             self._container = None
 
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class Table:
-    """`frames.csv`: a row a frame and object, each written at once.
+    """`frames.csv`: a row a frame and object, each written at once and whole.
 
     Args:
         path: The file.
@@ -169,16 +172,29 @@ class Table:
 
     def __init__(self, path: Path, scores: Sequence[str]) -> None:
         self.scores = list(scores)
-        self._file = path.open("w", newline="")
-        self._writer = csv.writer(self._file)
-        self._writer.writerow([*COLUMNS, *self.scores, *OCCUPANCY, "host_bytes", "milliseconds"])
+        self.columns = [*COLUMNS, *self.scores, *OCCUPANCY, "host_bytes", "milliseconds"]
+        self._file = path.open("wb", buffering=0)
+        self._write(self.columns)
 
     def add(self, frame_idx: int, obj_id: int, row: FrameStats | None) -> None:
-        """Write an object's row on a frame; None where the frame was prompted, so that SAM 2 did not track it."""
-        known = [] if row is None else self._cells(row)
-        cells = [frame_idx, obj_id, int(row is None), *known]
-        self._writer.writerow(cells + [""] * (len(COLUMNS) + len(self.scores) + len(OCCUPANCY) + 2 - len(cells)))
-        self._file.flush()
+        """Write an object's row on a frame; None where the frame was prompted, so that SAM 2 did not track it.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        cells = [frame_idx, obj_id, int(row is None), *([] if row is None else self._cells(row))]
+        self._write(cells + [""] * (len(self.columns) - len(cells)))
+
+    def _write(self, cells: Sequence[Any]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        data, whole = line.getvalue().encode(), self._file.tell()
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            self._file.truncate(whole)
+            raise
 
     def _cells(self, row: FrameStats) -> list[Any]:
         numbers = [row.significance, *(row.scores.get(name, math.nan) for name in self.scores)]
@@ -192,11 +208,3 @@ class Table:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -6,8 +6,8 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sam2_keyframe import viz
 from sam2_keyframe._decode import folder_images
 from sam2_keyframe._draw import Pixels, need
 from sam2_keyframe._options import Prompt
-from sam2_keyframe._output import TABLE, Table, Video, write_mask
+from sam2_keyframe._output import TABLE, Table, Video, write_mask, write_png
 from sam2_keyframe.methods import KeyframeMemory
 from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.stats import MIB, FrameStats, MemoryStats
@@ -73,7 +73,7 @@ def track(
 ) -> Report:
     """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
 
-    Ctrl-C and a frame that cannot be read end the run early: what was written so far stays, and is whole.
+    Ctrl-C, a frame that cannot be read and a full disk end the run early: what was written so far stays, and is whole.
 
     Args:
         predictor: A SAM 2 video predictor.
@@ -87,7 +87,7 @@ def track(
 
     Raises:
         ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
-        OSError: A file cannot be written.
+        OSError: Not even the first frame's results can be written.
     """
     report, start = Report(), time.perf_counter()
     scale = max(1, min(4, round(480 / min(read_frame(source, 0).shape[:2]))))
@@ -97,13 +97,13 @@ def track(
     )
     (folder / "masks").mkdir()
     state = init_state(predictor, source)
-    with (
-        Table(folder / TABLE, names) as table,
-        Video(folder / "overlay.mp4", source.fps or FPS) as video,
-        wrap(predictor, method),
-        _interrupts() as interrupted,
-    ):
-        try:
+    try:
+        with (
+            closing(Table(folder / TABLE, names)) as table,
+            closing(Video(folder / "overlay.mp4", source.fps or FPS)) as video,
+            wrap(predictor, method),
+            _interrupts() as interrupted,
+        ):
             for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts):
                 labels = viz.label_map(obj_ids, logits)
                 report.stats = memory_stats(state)
@@ -111,20 +111,20 @@ def track(
                 write_mask(folder / "masks" / f"{t:05d}.png", labels)
                 for obj_id, row in rows.items():
                     table.add(t, obj_id, row)
-                caption = _caption(name, t, [row for row in rows.values() if row is not None])
+                caption = _caption(name, t, rows)
                 video.add(np.asarray(viz.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp)))
                 report.frames += 1
                 progress(report.frames, len(source) - first)
                 if interrupted.is_set():
                     report.stopped = CTRL_C
                     break
-        except FrameError as error:
-            if not report.frames:
-                raise
-            report.stopped = str(error)
+        if any(each.rows for each in report.stats.values()):
+            _draw(source, report.stats, method, prompts, folder, name)
+    except (FrameError, OSError) as error:
+        if not report.frames:
+            raise
+        report.stopped = str(error)
     report.seconds = time.perf_counter() - start
-    if any(each.rows for each in report.stats.values()):
-        _draw(source, report.stats, method, prompts, folder, name)
     return report
 
 
@@ -233,12 +233,15 @@ def _row(stats: MemoryStats | None, frame_idx: int) -> FrameStats | None:
     return last if last is not None and last.frame_idx == frame_idx else None
 
 
-def _caption(name: str, frame_idx: int, rows: Sequence[FrameStats]) -> str:
-    if not rows:
+def _caption(name: str, frame_idx: int, rows: Mapping[int, FrameStats | None]) -> str:
+    """Return the line over a frame; `rows` by object, None where it was prompted."""
+    known = {obj_id: row for obj_id, row in rows.items() if row is not None}
+    if not known:
         return f"{name}  frame {frame_idx}  prompted"
-    held, nbytes = sum(row.memory.frames for row in rows), sum(row.memory.nbytes for row in rows)
-    mark = "  KEYFRAME" if any(row.keyframe for row in rows) else ""
-    return f"{name}  frame {frame_idx}  holds {held} memories, {nbytes / MIB:.1f} MiB{mark}"
+    held, nbytes = (sum(getattr(row.memory, what) for row in known.values()) for what in ("frames", "nbytes"))
+    marked = [str(obj_id) for obj_id, row in known.items() if row.keyframe]
+    mark = f"  KEYFRAME of {', '.join(marked)}" if marked else ""
+    return f"{name}  frame {frame_idx}  {held} memories, {nbytes / MIB:.1f} MiB{mark}"
 
 
 def _draw(
@@ -250,9 +253,7 @@ def _draw(
     name: str,
 ) -> None:
     """Write `timeline.png` and `memory.png`."""
-    viz.timeline(stats, keep=method.keep, title=f"{name}: what is significant, and what it takes").save(
-        folder / "timeline.png"
-    )
+    write_png(folder / "timeline.png", viz.timeline(stats, keep=method.keep, title=f"method: {name}"))
     module = need("PIL.Image")
 
     def mask(t: int, obj_id: int) -> NDArray[Any]:
@@ -267,7 +268,8 @@ def _draw(
             frames,
             masks=functools.partial(mask, obj_id=obj_id),
             prompts=sorted(prompt.frame_idx for prompt in prompts if prompt.obj_id == obj_id),
-            title=f"what SAM 2 remembers of object {obj_id} ({name})",
+            title=f"object {obj_id}: frames that SAM 2 attends to  (frame, age: significance)",
+            name=name,
         )
         for obj_id, each in list(stats.items())[:SHOWN]
         if each.rows
@@ -277,4 +279,4 @@ def _draw(
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    sheet.save(folder / "memory.png")
+    write_png(folder / "memory.png", sheet)

@@ -20,6 +20,9 @@ from sam2_keyframe.stats import MIB, FrameStats, MemoryStats
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PROMPTED: Colour = (205, 120, 0)
+KEYFRAME: Colour = (31, 111, 180)
+
 __all__ = ["COLOURS", "filmstrip", "label_map", "overlay", "timeline"]
 
 
@@ -121,7 +124,7 @@ def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = N
     middle.set_ylabel("memory, MiB")
     bottom.set_ylabel("tokens attended")
     bottom.set_xlabel("frame")
-    middle.legend(loc="upper left", fontsize=8, frameon=False)
+    middle.legend(loc="lower right", bbox_to_anchor=(1, 0.96), fontsize=8, frameon=False, ncols=3)
     for axes in (top, middle, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
@@ -140,6 +143,7 @@ def filmstrip(
     moments: Sequence[int] | None = None,
     prompts: Sequence[int] | None = None,
     title: str = "",
+    name: str = "this run",
     slots: int = 6,
     width: int = 132,
 ) -> Image:
@@ -153,6 +157,7 @@ def filmstrip(
             is seen again after it was hidden, the end, the middle.
         prompts: Prompted frames; None takes the attended frames that were never tracked themselves.
         title: A line above.
+        name: What the lower of each two rows is called.
         slots: Memories SAM 2 reads besides prompted frames (`num_maskmem` - 1).
         width: Of a thumbnail, in pixels.
 
@@ -173,23 +178,26 @@ def filmstrip(
     strips = []
     for t in chosen:
         near = [s for s in _before(rows, t) if abs(t - s) <= slots and s not in prompts]
-        strips += [(t, "SAM 2 alone", sorted([*prompts, *near])), (t, "this run", sorted(rows[t].attended))]
+        strips += [(t, "SAM 2 alone", sorted([*prompts, *near])), (t, name, sorted(rows[t].attended))]
     example = frames(chosen[0])
     height = round(width * example.shape[0] / example.shape[1])
     columns = max(2, *(len(kept) for _, _, kept in strips))
-    pad, head, line, left = 8, 34 if title else 8, 18, 96
+    pad, head, line, left = 8, 34, 20, 96
     row_height = height + line + pad
     size = (left + (columns + 1) * (width + pad) + 2 * pad, head + len(strips) * row_height + len(chosen) * 10)
     image = module.new("RGB", size, PAPER)
     if title:
         write(image, (pad, pad), title, 15, INK)
+    for place, colour, text in ((3, PROMPTED, "prompted"), (2, KEYFRAME, "keyframe")):
+        write(image, (size[0] - place * 90, pad + 2), text, 13, colour)
     top = head
-    for index, (t, name, kept) in enumerate(strips):
-        write(image, (pad, top + height // 2 - 10), name, 14, INK)
+    for index, (t, row_name, kept) in enumerate(strips):
+        write(image, (pad, top + height // 2 - 7), row_name, 14, INK)
         thumbs = [(s, _note(rows.get(s), s, t, prompts), s in prompts) for s in kept]
         for column, (s, note, prompted) in enumerate(thumbs):
             corner = (left + column * (width + pad), top)
-            edge = (205, 120, 0) if prompted else (31, 111, 180) if _is_keyframe(rows.get(s)) else None
+            ours = index % 2 and _is_keyframe(rows.get(s))
+            edge = PROMPTED if prompted else KEYFRAME if ours else None
             image.paste(_thumbnail(frames(s), masks and masks(s), (width, height), edge), corner)
             write(image, (corner[0], top + height + 2), note, 12, INK)
         if index % 2 == 0:
@@ -213,10 +221,10 @@ def _thumbnail(frame: Pixels, mask: NDArray[Any] | None, size: tuple[int, int], 
 
 def _note(row: FrameStats | None, frame_idx: int, now: int, prompts: Sequence[int]) -> str:
     """Return the line under a thumbnail: its frame, age and score."""
-    note = f"{frame_idx} · {abs(now - frame_idx)} ago"
+    note = f"frame {frame_idx}, {abs(now - frame_idx)} ago"
     if frame_idx in prompts:
-        return f"{note} · prompt"
-    return note if row is None or math.isnan(row.significance) else f"{note} · {row.significance:.2f}"
+        return note
+    return note if row is None or math.isnan(row.significance) else f"{note}: {row.significance:.2f}"
 
 
 def _is_keyframe(row: FrameStats | None) -> bool:
@@ -244,7 +252,7 @@ def _significance(axes: Any, by_id: Mapping[int, MemoryStats], keep: object) -> 
         rows = sorted(each.rows, key=lambda row: row.frame_idx)
         marked = [row for row in rows if row.keyframe]
         known = known or any(not math.isnan(row.significance) for row in rows)
-        label = f"object {obj_id}: {sum(bool(row.keyframe) for row in rows)} keyframes of {len(rows)} frames"
+        label = f"object {obj_id}: {len(marked)} of {len(rows)} are keyframes"
         axes.plot([r.frame_idx for r in rows], [r.significance for r in rows], color=colour, lw=1.4, label=label)
         height = [0.0 if math.isnan(row.significance) else row.significance for row in marked]
         axes.plot([row.frame_idx for row in marked], height, "o", color=colour, ms=5, mec="white")
@@ -253,11 +261,11 @@ def _significance(axes: Any, by_id: Mapping[int, MemoryStats], keep: object) -> 
             for frame_idx in hidden:
                 axes.axvspan(frame_idx - 0.5, frame_idx + 0.5, color="#000000", alpha=0.09, lw=0)
             if hidden:
-                axes.plot([], [], color="#dddddd", lw=6, label="SAM 2 sees no object")
+                axes.plot([], [], color="#dddddd", lw=6, label="no object seen")
     if known and isinstance(keep, Threshold) and keep.of is None:
         axes.axhline(keep.above, color="#222222", lw=0.8, ls="--", label=f"threshold {keep.above:g}")
     axes.set_ylabel("significance" if known else "significance (not measured)")
-    axes.legend(loc="upper left", fontsize=8, framealpha=0.85, ncols=2)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, frameon=False, ncols=3)
 
 
 def _summed(by_id: Mapping[int, MemoryStats], name: str) -> dict[int, tuple[int, int]]:

@@ -1,0 +1,208 @@
+"""The command line: what it writes, and what its options mean."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sam2_keyframe import FILTERS, METHODS, SCORERS, KeyframeMemory, LeastSignificant, MaskIoU, MinGap, Threshold, cli
+from sam2_keyframe import _models as models
+from sam2_keyframe import _options as options
+from sam2_keyframe._output import Video
+from sam2_keyframe._track import OUTPUTS
+
+FRAMES = 8
+
+
+@pytest.fixture(scope="module")
+def folder(clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    for t, frame in enumerate(clip.frames[:FRAMES]):
+        Image.fromarray(frame).save(folder / f"{t}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture
+def mask(clip: Any, tmp_path: Path) -> Path:
+    path = tmp_path / "first.png"
+    Image.fromarray(clip.masks[0]).save(path)
+    return path
+
+
+@pytest.fixture
+def film(clip: Any, tmp_path: Path) -> Path:
+    video = Video(tmp_path / "film.mp4", 12)
+    for frame in [*clip.frames, *clip.frames[::-1]]:
+        video.add(frame)
+    video.close()
+    return video.path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "out"
+
+
+def track(source: object, out: Path, *more: object) -> int:
+    model = [] if "--model" in more else ["--model", "micro", "--image-size", "64"]
+    return cli.main([str(each) for each in ["track", source, "--out", out, "--device", "cpu", *model, *more]])
+
+
+def test_track_writes_masks_film_table_and_pictures(folder: Path, mask: Path, out: Path, capsys: Any) -> None:
+    assert track(folder, out, "--mask", mask) == 0
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == sorted(OUTPUTS)
+    assert said.count("not for real footage") == 2 or said.count(models.RANDOM_MODEL) == 2, "said at start and end"
+    files = sorted((out / "masks").iterdir())
+    assert [file.name for file in files] == [f"{t:05d}.png" for t in range(FRAMES)]
+    with Image.open(files[0]) as first, Image.open(mask) as given:
+        assert first.mode == "P"
+        assert (np.asarray(first) == np.asarray(given)).mean() > 0.97, "the prompted frame shows the prompt"
+    with av.open(str(out / "overlay.mp4")) as film:
+        stream = film.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert len(list(film.decode(stream))) == FRAMES
+    data = (out / "overlay.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat"), "browsers want the header first"
+    for picture in ("timeline.png", "memory.png"):
+        with Image.open(out / picture) as image:
+            assert min(image.size) > 200
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_the_table_has_a_row_a_frame_and_object(folder: Path, mask: Path, out: Path) -> None:
+    assert track(folder, out, "--mask", mask, "--set", "measure=[FeatureShift()]", "--set", "keep=0.0") == 0
+    with (out / "frames.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["frame"]), int(row["object"])) for row in rows] == [(t, o) for t in range(FRAMES) for o in (1, 2)]
+    assert all(row["prompted"] == "1" and row["tokens"] == "" for row in rows[:2])
+    tracked = rows[2:]
+    assert all(row["prompted"] == "0" for row in tracked)
+    for name in ("significance", "mask_iou", "feature_shift", "predicted_iou", "object_score", "area", "milliseconds"):
+        assert all(np.isfinite(float(row[name])) for row in tracked), name
+    assert all(row["significance"] == row["mask_iou"] for row in tracked)
+    assert all(row["keyframe"] in "01" for row in tracked)
+    last = rows[-1]
+    assert int(last["frames"]) <= 7
+    assert int(last["stock_frames"]) == FRAMES
+    assert int(last["tokens"]) > 0
+    assert last["attended"].split()[0] == "0"
+
+
+def test_the_same_masks_as_sam2_alone_under_stock(folder: Path, mask: Path, clip: Any, out: Path) -> None:
+    assert track(folder, out, "--mask", mask, "--method", "stock") == 0
+    predictor, _ = models.load_model("micro", "cpu", image_size=64)
+    state = predictor.init_state(str(folder))
+    with torch.inference_mode():
+        for obj_id in (1, 2):
+            predictor.add_new_mask(state, 0, obj_id, clip.masks[0] == obj_id)
+        for t, ids, logits in predictor.propagate_in_video(state):
+            alone = np.zeros(logits.shape[-2:], int)
+            best, index = logits[:, 0].max(0)
+            alone[best.numpy() > 0] = np.array(ids)[index.numpy()][best.numpy() > 0]
+            with Image.open(out / "masks" / f"{t:05d}.png") as image:
+                assert (np.asarray(image) == alone).all()
+
+
+def test_a_film_with_boxes_and_points_on_several_frames(film: Path, out: Path) -> None:
+    prompts = ["--box", "20,20,90,90", "--point", "60,60", "--point", "5,5,-", "--point", "2@5:40.5,70"]
+    assert track(film, out, *prompts, "--frames", 9) == 0
+    with (out / "frames.csv").open() as file:
+        rows = [(int(row["frame"]), int(row["object"]), row["prompted"]) for row in csv.DictReader(file)]
+    assert [(t, o) for t, o, _ in rows] == [(t, 1) for t in range(5)] + [(t, o) for t in range(5, 9) for o in (1, 2)]
+    assert {(t, o) for t, o, prompted in rows if prompted == "1"} == {(0, 1), (5, 2)}
+
+
+def test_set_builds_registered_classes_only() -> None:
+    chosen = options.parse_set(
+        ["scorer=MaskIoU(reference='previous')", "keep=Threshold(0.2) & MinGap(3)", "evict=LeastSignificant()",
+         "capacity=4", "fill=False", "temporal=anchor", "measure=[FeatureShift(name='f')]"]
+    )  # fmt: skip
+    method = KeyframeMemory(**chosen)
+    assert method.scorer == MaskIoU(reference="previous")
+    assert method.keep == Threshold(0.2) & MinGap(3)
+    assert (method.evict, method.capacity, method.fill, method.temporal) == (LeastSignificant(), 4, False, "anchor")
+    assert [scorer.name for scorer in method.measure] == ["f"]
+    assert options.parse_value("-inf") == -np.inf
+    for text in (
+        "MaskIoU().name",
+        "2**9",
+        "(lambda: 1)()",
+        "[x for x in (1,)]",
+        "open('x')",
+        "MaskIoU(bad=1)",
+        "1 +",
+        "*",
+    ):
+        with pytest.raises(ValueError, match=r".+"):
+            options.parse_value(text)
+
+
+def test_repr_of_every_method_can_be_set() -> None:
+    for name, factory in METHODS.items():
+        method = factory()
+        for key in ("gate", "keep", "evict"):
+            text = repr(getattr(method, key))
+            if not text.startswith(("And(", "Or(", "Not(")):
+                assert options.parse_value(text) == getattr(method, key), (name, key)
+
+
+def test_list_names_every_building_block(capsys: Any) -> None:
+    assert cli.main(["list"]) == 0
+    said = capsys.readouterr().out
+    names = [*METHODS, *(cls.__name__ for registry in (SCORERS, FILTERS) for cls in registry.values()), "PCA", "Oldest"]
+    assert [name for name in names if f"  {name}(" not in said] == []
+    lines = said.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("  ") and not line.startswith("   ")]
+    assert all(len(lines[i + 1].strip()) > 15 for i in heads), "each with a line of text"
+
+
+@pytest.mark.parametrize(("size", "letter"), models.SIZES.items())
+@pytest.mark.parametrize("version", ["sam2", "sam2.1"])
+def test_sizes_match_the_configuration_files_of_sam2(size: str, letter: str, version: str) -> None:
+    import sam2
+
+    config = f"configs/{version}/{version}_hiera_{letter}.yaml"
+    model = yaml.safe_load((Path(sam2.__file__).parent / config).read_text())["model"]
+    trunk = model["image_encoder"]["trunk"]
+    blocks = range(sum(trunk.get("stages", (2, 3, 16, 3))))
+    weights = {f"image_encoder.trunk.blocks.{block}.norm1.weight": torch.empty(1) for block in blocks}
+    weights["image_encoder.trunk.patch_embed.proj.weight"] = torch.empty(trunk.get("embed_dim", 96), 3, 7, 7)
+    if model.get("no_obj_embed_spatial"):
+        weights["no_obj_embed_spatial"] = torch.empty(1)
+    assert models.recognise(weights, "x.pt") == config
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_the_official_format_is_tracked_with(folder: Path, out: Path, tmp_path: Path) -> None:
+    from sam2.build_sam import build_sam2_video_predictor
+
+    torch.manual_seed(0)
+    model = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", None, device="cpu")
+    path = tmp_path / "weights.pt"
+    torch.save({"model": model.state_dict()}, path)
+    sizes = ["--image-size", 128, "--frames", 3, "--box", "20,20,90,90"]
+    assert track(folder, out, "--model", path, *sizes) == 0
+    assert len(list((out / "masks").iterdir())) == 3
+    loaded, stamp = models.load_model(str(path), "cpu", image_size=128)
+    assert stamp == ""
+    assert loaded.image_size == 128
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_the_module_runs_as_a_script() -> None:
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-m", "sam2_keyframe.cli", "track"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("sam2-keyframe: error: ")

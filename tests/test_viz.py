@@ -1,0 +1,151 @@
+"""Pictures are drawn from real runs; their pixels are checked where it matters."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sam2_keyframe import Always, EveryNth, KeyframeMemory, MaskIoU, MemoryStats, Threshold, memory_stats, viz, wrap
+from sam2_keyframe._output import palette, write_mask
+
+
+@pytest.fixture(scope="module")
+def stats(predictor_factory: Any, clip: Any, clip_folder: Path) -> dict[int, MemoryStats]:
+    predictor = predictor_factory()
+    state = predictor.init_state(str(clip_folder))
+    with torch.inference_mode(), wrap(predictor, KeyframeMemory(gate=Always(), scorer=MaskIoU(), keep=EveryNth(4))):
+        for obj_id in (1, 2):
+            predictor.add_new_mask(state, 0, obj_id, clip.masks[0] == obj_id)
+        for _ in predictor.propagate_in_video(state):
+            pass
+    return memory_stats(state)
+
+
+def test_overlay_tints_inside_and_leaves_outside_alone() -> None:
+    frame = np.full((40, 60, 3), 100, np.uint8)
+    masks = np.zeros((40, 60), int)
+    masks[15:35, 10:30] = 3
+    drawn = np.asarray(viz.overlay(frame, masks, opacity=0.5)).astype(int)
+    assert (drawn[masks == 0] == 100).all()
+    assert (drawn[15, 10:30] == viz.COLOURS[2]).all(), "the outline is opaque"
+    wanted = (100 + np.array(viz.COLOURS[2])) / 2
+    assert np.abs(drawn[25, 20] - wanted).max() <= 1
+    assert (frame == 100).all(), "the frame itself is not painted on"
+
+
+def test_overlay_enlarges_and_writes_caption_stamp_and_ids() -> None:
+    frame = np.full((64, 96, 3), 128, np.uint8)
+    masks = np.zeros((64, 96), np.uint8)
+    masks[20:50, 5:40], masks[20:50, 50:90] = 1, 2
+    plain = np.asarray(viz.overlay(frame, masks, scale=3))
+    assert plain.shape == (192, 288, 3)
+    written = np.asarray(viz.overlay(frame, masks, scale=3, caption="frame 7", stamp="demo model"))
+    assert (written[:20] != plain[:20]).any(), "no caption"
+    assert (written[-20:] != plain[-20:]).any(), "no stamp"
+    assert (written[60:120] == plain[60:120]).all()
+
+
+@pytest.mark.parametrize("masks", [np.zeros((3, 4), int), np.zeros((5, 4), int)])
+def test_overlay_of_an_empty_mask_or_another_size(masks: np.ndarray) -> None:
+    frame = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    if masks.shape == (3, 4):
+        assert (np.asarray(viz.overlay(frame, masks)) == frame).all()
+    else:
+        with pytest.raises(ValueError, match=r"\(5, 4\).*\(3, 4\).*frame's size"):
+            viz.overlay(frame, masks)
+
+
+def test_label_map_gives_overlaps_to_the_higher_logit() -> None:
+    logits = torch.tensor([[[[-1.0, 2.0, 2.0]]], [[[-1.0, 1.0, 5.0]]]])
+    assert viz.label_map([4, 9], logits).tolist() == [[0, 4, 9]]
+
+
+def test_timeline_draws_one_object_and_several(stats: dict[int, MemoryStats]) -> None:
+    both = np.asarray(viz.timeline(stats, keep=Threshold(0.05), title="two"))
+    one = np.asarray(viz.timeline(stats[1]))
+    assert both.shape == one.shape
+    assert (both != one).any()
+    with pytest.raises(ValueError, match="track at least one frame"):
+        viz.timeline(MemoryStats())
+
+
+def test_timeline_says_when_rows_are_missing(stats: dict[int, MemoryStats], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.asarray(viz.timeline(stats[1]))
+    monkeypatch.setattr(stats[1], "frames", 5000)
+    assert (np.asarray(viz.timeline(stats[1])) != whole).any()
+
+
+def test_filmstrip_shows_the_frames_that_were_attended_to(stats: dict[int, MemoryStats], clip: Any) -> None:
+    asked: list[int] = []
+
+    def frame(t: int) -> np.ndarray:
+        asked.append(t)
+        return np.asarray(clip.frames[t])
+
+    rows = {row.frame_idx: row for row in stats[1].rows}
+    now = max(rows)
+    assert set(rows[now].attended) != {0, *range(now - 6, now)}, "the method must differ from SAM 2 alone here"
+    viz.filmstrip(stats[1], frame, moments=[now])
+    assert set(asked) == {now, 0, *range(now - 6, now), *rows[now].attended}
+
+
+def test_filmstrip_with_masks_marks_prompts_and_keyframes(stats: dict[int, MemoryStats], clip: Any) -> None:
+    frames = clip.frames.__getitem__
+    bare = np.asarray(viz.filmstrip(stats[1], frames, moments=[20]))
+    tinted = np.asarray(viz.filmstrip(stats[1], frames, moments=[20], masks=clip.masks.__getitem__))
+    assert bare.shape == tinted.shape
+    assert (bare != tinted).any()
+    assert (bare == viz.PROMPTED).all(-1).sum() > 500
+    assert (bare == viz.KEYFRAME).all(-1).sum() > 500
+
+
+def test_filmstrip_chooses_telling_moments_or_refuses_unknown_ones(stats: dict[int, MemoryStats], clip: Any) -> None:
+    chosen = viz._moments(list(stats[1].rows))
+    assert len(chosen) == 3
+    assert chosen[-1] == stats[1].rows[-1].frame_idx
+    with pytest.raises(ValueError, match=r"moments=\[99\].*choose from 1 to 23"):
+        viz.filmstrip(stats[1], clip.frames.__getitem__, moments=[99])
+
+
+def test_moments_are_where_the_object_comes_back(stats: dict[int, MemoryStats]) -> None:
+    rows = list(stats[1].rows)
+    seen = [{**row.scores, "object_score": -1.0 if 8 <= row.frame_idx < 12 else 1.0} for row in rows]
+    for row, scores in zip(rows, seen, strict=True):
+        object.__setattr__(row, "scores", scores)
+    assert 12 in viz._moments(rows)
+
+
+def test_pictures_without_pillow_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("PIL"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(viz, "need", viz.need)
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ImportError, match=r"pip install 'sam2-keyframe\[video\]'"):
+        viz.overlay(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), int))
+
+
+def test_masks_are_written_in_the_davis_palette(tmp_path: Path) -> None:
+    from PIL import Image
+
+    ids = np.array([[0, 1, 2], [3, 21, 255]])
+    write_mask(tmp_path / "m.png", ids)
+    with Image.open(tmp_path / "m.png") as image:
+        assert image.mode == "P"
+        assert (np.asarray(image) == ids).all()
+        colours = np.array(image.getpalette()).reshape(-1, 3)
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 21: (128, 64, 128)}
+    assert {i: tuple(colours[i]) for i in known} == known
+    assert len({tuple(colour) for colour in colours}) == 256
+    assert len(palette()) == 768
+    assert not math.isnan(colours.mean())
