@@ -4,24 +4,48 @@ Change scorers measure change against a reference frame: 0 is "same", higher is 
 to compare with". Quality scorers say how trustworthy the mask is.
 """
 
+from sam2_keyframe.scorers.combine import Combine, Novelty, Spatiotemporal, Surprise
+from sam2_keyframe.scorers.edges import EdgeChangeRatio
 from sam2_keyframe.scorers.features import FeatureShift
-from sam2_keyframe.scorers.masks import MaskIoU
+from sam2_keyframe.scorers.flow import OpticalFlow
+from sam2_keyframe.scorers.masks import MaskIoU, MaskShape
+from sam2_keyframe.scorers.pixels import SSIM, FrameDifference, Histogram
 from sam2_keyframe.scorers.quality import ObjectScore, PredictedIoU, Stability
 
 SCORERS: dict[str, type] = {
+    "combine": Combine,
+    "edge_change_ratio": EdgeChangeRatio,
     "feature_shift": FeatureShift,
+    "frame_difference": FrameDifference,
+    "histogram": Histogram,
     "mask_iou": MaskIoU,
+    "mask_shape": MaskShape,
+    "novelty": Novelty,
     "object_score": ObjectScore,
+    "optical_flow": OpticalFlow,
     "predicted_iou": PredictedIoU,
+    "spatiotemporal": Spatiotemporal,
+    "ssim": SSIM,
     "stability": Stability,
+    "surprise": Surprise,
 }
-"""Every scorer by name: `SCORERS["mask_iou"]()`."""
+"""Every scorer by name: `SCORERS["mask_iou"]()`. `Combine` alone needs an argument, its parts."""
 
 __all__ = [
     "SCORERS",
+    "SSIM",
+    "Combine",
+    "EdgeChangeRatio",
     "FeatureShift",
+    "FrameDifference",
+    "Histogram",
     "MaskIoU",
+    "MaskShape",
+    "Novelty",
     "ObjectScore",
+    "OpticalFlow",
     "PredictedIoU",
+    "Spatiotemporal",
     "Stability",
+    "Surprise",
 ]

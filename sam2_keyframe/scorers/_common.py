@@ -8,11 +8,15 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
 
 from sam2_keyframe.types import History, Reference, TrackedFrame
 
 Against = Literal["keyframe", "previous"]
 """Which earlier frame a change is measured against: the last keyframe kept, or the frame just before."""
+
+Region = Literal["frame", "object"]
+"""Where a change counts: on the whole frame, or on the dilated mask of the object, now and at the reference."""
 
 _Self = TypeVar("_Self")
 
@@ -59,3 +63,45 @@ def earlier(history: History, against: Against) -> Reference | None:
 def mask_of(frame: TrackedFrame) -> Tensor:
     """Return the object's (H/4, W/4) bool mask and keep it with the frame under `object/mask`."""
     return frame.describe("object/mask", lambda: frame.pred_masks[0, 0] > 0)
+
+
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """Return (c, h, w) float masks whose set pixels grew into squares of side 2 * radius + 1."""
+    side = 2 * radius + 1
+    return max_pool2d(max_pool2d(mask, (side, 1), 1, (radius, 0)), (1, side), 1, (0, radius))
+
+
+def region_of(frame: TrackedFrame, reference: Reference | None, margin: int = 0) -> Tensor | None:
+    """Return the dilated mask of the object, now and at the reference, as (h, w) float at scoring resolution.
+
+    It reaches 1/32 of the longer side (8 px at 256) beyond the object. A scorer whose window sees `margin` pixels
+    around each pixel takes that much less, so that nothing outside the dilated mask counts.
+
+    Args:
+        frame: The current frame.
+        reference: The frame compared with; None takes the current mask alone.
+        margin: Reach of the scorer's window in pixels.
+
+    Returns:
+        The region; None when the reference holds no mask of the object.
+    """
+    mask = mask_of(frame)
+    if reference is not None:
+        before = reference.get("object/mask")
+        if before is None:
+            return None
+        mask = mask | before
+    height, width = frame.image.shape[-2:]
+    radius = max(0, round(max(height, width) / 32) - margin)
+
+    def make() -> Tensor:
+        resized = interpolate(mask[None, None].float(), (height, width), mode="nearest-exact")[0]
+        return dilate(resized, radius)[0]
+
+    region: Tensor = frame.once(f"region/{reference.frame_idx if reference else None}/{radius}", make)
+    return region
+
+
+def mean_over(values: Tensor, region: Tensor | None) -> Tensor:
+    """Return the mean of (h, w) values, over the region where there is one; 0 over an empty region."""
+    return values.mean() if region is None else (values * region).sum() / region.sum().clamp(min=1)

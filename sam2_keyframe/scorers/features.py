@@ -13,18 +13,18 @@ from sam2_keyframe.scorers._common import Against, check_choice, earlier, in_flo
 from sam2_keyframe.types import History, TrackedFrame
 
 
-def vector_change(a: Tensor, b: Tensor, distance: str) -> Tensor:
-    """Return the distance of two (C,) float32 vectors; 0 when both are zero, 1 when one is.
+def vector_change(a: Tensor, b: Tensor, distance: str = "cosine") -> Tensor:
+    """Return the distance of float32 vectors (..., C) along the last dimension; 0 when both are zero, 1 when one is.
 
     `"cosine"`: 1 - cos, in [0, 2], computed as half the squared distance of the unit vectors, which is exactly 0
     for equal vectors. `"l2"`: the Euclidean distance over the larger of the two lengths, in [0, 2].
     """
-    size_a, size_b = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
+    size_a, size_b = a.square().sum(-1, keepdim=True).sqrt(), b.square().sum(-1, keepdim=True).sqrt()
     if distance == "l2":
-        return torch.linalg.vector_norm(a - b) / size_a.maximum(size_b).clamp(min=1e-12)
+        return ((a - b).square().sum(-1).sqrt() / size_a.maximum(size_b).clamp(min=1e-12)[..., 0]).clamp(max=2)
     unit = a / size_a.clamp(min=1e-12) - b / size_b.clamp(min=1e-12)
-    one_is_zero = (size_a > 0) ^ (size_b > 0)
-    return 0.5 * (unit.square().sum() + one_is_zero)
+    one_is_zero = ((size_a > 0) ^ (size_b > 0))[..., 0]
+    return 0.5 * (unit.square().sum(-1) + one_is_zero)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from sam2_keyframe.scorers._common import Against, check_choice, earlier, in_float32, mask_of
 from sam2_keyframe.types import History, TrackedFrame
@@ -42,3 +45,62 @@ class MaskIoU:
         reference = earlier(history, self.reference)
         before = reference.get("object/mask") if reference else None
         return frame.unknown() if before is None else mask_change(mask, before)
+
+
+def canonical(mask: Tensor, side: int = 96) -> Tensor:
+    """Return a bool mask centred and scaled to one area, as (side, side) float32 in [0, 1]; all 0 when empty.
+
+    The square looked at reaches twice the root of the area to each side of the centroid, so a mask up to 16 times
+    as long as wide fits. Interpolated, because the original's pixels fall between the new ones.
+    """
+    height, width = mask.shape
+    weight = mask.float()
+    area = weight.sum().clamp(min=1)
+    x = (weight.sum(0) * torch.arange(width, device=mask.device)).sum() / area + 0.5
+    y = (weight.sum(1) * torch.arange(height, device=mask.device)).sum() / area + 0.5
+    steps = (torch.arange(side, device=mask.device) + 0.5) * (4 / side) - 2
+    columns, rows = x + steps * area.sqrt(), y + steps * area.sqrt()
+    columns, rows = columns * (2 / width) - 1, rows * (2 / height) - 1
+    grid = torch.stack([columns.expand(side, -1), rows[:, None].expand(-1, side)], -1)
+    return grid_sample(weight[None, None], grid[None], align_corners=False)[0, 0]
+
+
+@dataclass(frozen=True)
+class MaskShape:
+    """Change of the mask's shape or of its size, whatever its place, in [0, 1].
+
+    Both masks empty: 0; one empty: 1.
+
+    Attributes:
+        measure: `"shape"`: 1 - IoU after moving both centroids to one point and scaling both to one area, so that
+            translation and scale do not count (rotation does). `"area"`: 1 - smaller area / larger area.
+        reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
+        name: Name of the score in records, filters and tables.
+
+    Source: ours; normalisation by the zeroth and first moments (M.-K. Hu, 1962). The IoU of interpolated masks is
+    the sum of minima over the sum of maxima.
+    """
+
+    measure: Literal["shape", "area"] = "shape"
+    reference: Against = "keyframe"
+    name: str = "mask_shape"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "measure", ("shape", "area"))
+        check_choice(self, "reference", ("keyframe", "previous"))
+
+    @in_float32
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return the 0-dim change; NaN without a reference."""
+        mask = mask_of(frame)
+        if self.measure == "shape":
+            # Eight bits a pixel: this is kept with every reference.
+            key, now = "object/shape", lambda: (canonical(mask) * 255).round().to(torch.uint8)
+        else:
+            key, now = "object/area", lambda: mask.float().mean()
+        value = frame.describe(key, now).float()
+        reference = earlier(history, self.reference)
+        before = reference.get(key) if reference else None
+        if before is None:
+            return frame.unknown()
+        return (value - before).abs().sum() / value.maximum(before.float()).sum().clamp(min=1e-12)

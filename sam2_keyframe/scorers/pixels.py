@@ -1,0 +1,254 @@
+"""Change of the picture itself: differences, histograms, structural similarity, edges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from sam2_keyframe.scorers._common import (
+    Against,
+    Region,
+    check_choice,
+    check_range,
+    earlier,
+    in_float32,
+    mean_over,
+    region_of,
+)
+from sam2_keyframe.scorers.features import vector_change
+from sam2_keyframe.types import History, Reference, TrackedFrame
+
+
+def luminance(frame: TrackedFrame) -> Tensor:
+    """Return the frame's (h, w) luminance in [0, 1] (ITU-R BT.601), kept in half precision under `frame/luma`."""
+
+    def make() -> Tensor:
+        red, green, blue = frame.image
+        luma: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
+        return luma.half()
+
+    return frame.shared.describe("frame/luma", make)
+
+
+def _pair(frame: TrackedFrame, now: Tensor, key: str, reference: Reference | None) -> tuple[Tensor, Tensor] | None:
+    """Return the descriptors now and at the reference in float32; None when there is nothing to compare with."""
+    before = reference.get(key) if reference else None
+    return None if before is None or before.shape != now.shape else (now.float(), before.float())
+
+
+@dataclass(frozen=True)
+class FrameDifference:
+    """Mean absolute difference of the pixels, in [0, 1].
+
+    Attributes:
+        colour: Compare the three colours instead of the luminance; kept in 8 bits each.
+        noise_floor: Differences up to this count as none, in [0, 1]; the default is five of 255 levels.
+        reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
+        region: Over the whole `"frame"` or the `"object"` (its dilated mask, now and at the reference).
+        name: Name of the score in records, filters and tables.
+
+    Source: pair-wise pixel comparison (H. Zhang, A. Kankanhalli, S. Smoliar, 1993).
+    """
+
+    colour: bool = False
+    noise_floor: float = 0.02
+    reference: Against = "keyframe"
+    region: Region = "frame"
+    name: str = "frame_difference"
+
+    def __post_init__(self) -> None:
+        check_range(self, "noise_floor", 0, 1)
+        check_choice(self, "reference", ("keyframe", "previous"))
+        check_choice(self, "region", ("frame", "object"))
+
+    @in_float32
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return the 0-dim change; NaN without a reference."""
+        reference = earlier(history, self.reference)
+        region = region_of(frame, reference) if self.region == "object" else None
+        if self.colour:
+            now = frame.shared.describe("frame/colour", lambda: (frame.image * 255).round().to(torch.uint8))
+            pair, peak = _pair(frame, now, "frame/colour", reference), 255.0
+        else:
+            pair, peak = _pair(frame, luminance(frame), "frame/luma", reference), 1.0
+        if pair is None or (self.region == "object" and region is None):
+            return frame.unknown()
+        change = (pair[0] - pair[1]).abs() / peak
+        if self.noise_floor:
+            change = change * (change > self.noise_floor)
+        return mean_over(change.mean(0) if self.colour else change, region)
+
+
+def hue_saturation(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hue and saturation, each (h, w) in [0, 1], of a (3, h, w) RGB image; grey has hue 0."""
+    red, green, blue = image
+    high, low = image.amax(0), image.amin(0)
+    span = high - low
+    safe = span.clamp(min=1e-12)
+    sector = torch.where(
+        high == red,
+        (green - blue) / safe,
+        torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = torch.where(span > 0, sector / 6, 0.0)
+    return hue + (hue < 0), span / high.clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Distance of the colour histograms; blind to where the colours are.
+
+    An object's histogram is taken over its own dilated mask on each frame. A region without pixels has the zero
+    histogram: both empty is 0, one empty 1.
+
+    Attributes:
+        space: `"hsv"` (hue by saturation, so that brightness does not count), `"rgb"` or `"luminance"`. Hue and
+            saturation are binned jointly, and so are red, green and blue.
+        metric: `"bhattacharyya"` (in [0, 1]), `"chi_square"` (symmetric, halved, in [0, 1]), `"correlation"` (1 -
+            correlation, in [0, 2]) or `"intersection"` (1 - the sum of minima, in [0, 1]).
+        bins: Bins of each channel, or one number for all; at most 8,192 in all.
+        reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
+        region: Over the whole `"frame"` or the `"object"`.
+        name: Name of the score in records, filters and tables.
+
+    Source: M. Swain and D. Ballard, Color Indexing, 1991 (intersection); OpenCV's `compareHist` (the others).
+    `HISTCMP_CHISQR_ALT` of normalised histograms is four times our chi-square.
+    """
+
+    space: Literal["hsv", "rgb", "luminance"] = "hsv"
+    metric: Literal["bhattacharyya", "chi_square", "correlation", "intersection"] = "bhattacharyya"
+    bins: int | tuple[int, ...] = 16
+    reference: Against = "keyframe"
+    region: Region = "frame"
+    name: str = "histogram"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "space", ("hsv", "rgb", "luminance"))
+        check_choice(self, "metric", ("bhattacharyya", "chi_square", "correlation", "intersection"))
+        check_choice(self, "reference", ("keyframe", "previous"))
+        check_choice(self, "region", ("frame", "object"))
+        if len(self._sizes()) != self._channels or min(self._sizes()) < 1 or math.prod(self._sizes()) > 8192:
+            raise ValueError(
+                f"Histogram(bins={self.bins!r}): {self.space} takes one number or {self._channels}, each at least 1, "
+                "and at most 8192 bins in all"
+            )
+
+    @property
+    def _channels(self) -> int:
+        return {"hsv": 2, "rgb": 3, "luminance": 1}[self.space]
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.bins,) * self._channels if isinstance(self.bins, int) else self.bins
+
+    @in_float32
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return the 0-dim distance; NaN without a reference."""
+        whole = self.region == "frame"
+        key = f"{self.region}/histogram/{self.space}/{self._sizes()}"
+        now = (frame.shared if whole else frame).describe(key, lambda: self._count(frame))
+        reference = earlier(history, self.reference)
+        before = reference.get(key) if reference else None
+        if before is None:
+            return frame.unknown()
+        if self.metric == "correlation":
+            # Equal counts in all bins have no variance: centred they are the zero vector, which equals itself only.
+            return vector_change(now - now.mean(), before - before.mean())
+        if self.metric == "intersection":
+            change = 0.5 * (now - before).abs().sum()
+        elif self.metric == "chi_square":
+            change = 0.5 * ((now - before).square() / (now + before).clamp(min=1e-12)).sum()
+        else:
+            change = (0.5 * (now.sqrt() - before.sqrt()).square().sum()).sqrt()
+        one_is_empty = (now.amax() > 0) ^ (before.amax() > 0)
+        return torch.where(one_is_empty, 1.0, change)
+
+    def _count(self, frame: TrackedFrame) -> Tensor:
+        """Return the histogram, flat; it sums to 1, or to 0 over an empty region."""
+        if self.space == "luminance":
+            channels: tuple[Tensor, ...] = (luminance(frame).float(),)
+        elif self.space == "rgb":
+            channels = tuple(frame.image)
+        else:
+            channels = hue_saturation(frame.image)
+        index = torch.zeros_like(channels[0], dtype=torch.int64)
+        for channel, size in zip(channels, self._sizes(), strict=True):
+            index = index * size + (channel * size).long().clamp(0, size - 1)
+        region = region_of(frame, None) if self.region == "object" else None
+        weight = torch.ones_like(channels[0]) if region is None else region
+        counts = torch.zeros(math.prod(self._sizes()), device=index.device)
+        counts.scatter_add_(0, index.flatten(), weight.flatten())
+        return counts / weight.sum().clamp(min=1)
+
+
+def gaussian(sigma: float, radius: int, device: torch.device) -> Tensor:
+    """Return the (2 * radius + 1,) Gaussian weights; they sum to 1."""
+    steps = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+    weights = (steps.square() / (-2 * sigma * sigma)).exp()
+    normalised: Tensor = weights / weights.sum()
+    return normalised
+
+
+def window_means(planes: Tensor, weights: Tensor) -> Tensor:
+    """Return (c, h, w) planes averaged with a separable window of odd length; the input carries its own border.
+
+    A depth-wise convolution: on CUDA the only one of torch's that TF32 never shortens to ten bits of mantissa.
+    """
+    count, length = planes.shape[0], weights.numel()
+    rows = weights.view(1, 1, length, 1).expand(count, 1, length, 1)
+    columns = weights.view(1, 1, 1, length).expand(count, 1, 1, length)
+    means: Tensor = conv2d(conv2d(planes[None], rows, groups=count), columns, groups=count)[0]
+    return means
+
+
+@dataclass(frozen=True)
+class SSIM:
+    """1 - structural similarity of the luminance, in [0, 2].
+
+    A Gaussian window of 11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, population variances. Over the
+    whole frame, windows that cross the border are left out where the frame is large enough. Over an object they
+    count, with the border repeated.
+
+    Attributes:
+        reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
+        region: Over the whole `"frame"` or the `"object"` (its dilated mask, now and at the reference).
+        name: Name of the score in records, filters and tables.
+
+    Source: Z. Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004.
+    """
+
+    reference: Against = "keyframe"
+    region: Region = "frame"
+    name: str = "ssim"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "reference", ("keyframe", "previous"))
+        check_choice(self, "region", ("frame", "object"))
+
+    @in_float32
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return the 0-dim change; NaN without a reference."""
+        reference = earlier(history, self.reference)
+        region = region_of(frame, reference, margin=5) if self.region == "object" else None
+        pair = _pair(frame, luminance(frame), "frame/luma", reference)
+        if pair is None or reference is None or (self.region == "object" and region is None):
+            return frame.unknown()
+        change: Tensor = frame.shared.once(f"ssim/{reference.frame_idx}", lambda: 1 - ssim_map(*pair))
+        if region is None and min(change.shape) > 10:
+            change = change[5:-5, 5:-5]
+        return mean_over(change, region)
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """Return the structural similarity at each pixel of two (h, w) float32 images in [0, 1], border repeated."""
+    planes = torch.stack([a, b, a * a, b * b, a * b])
+    bordered = pad(planes[None], (5, 5, 5, 5), mode="replicate")[0]
+    mean_a, mean_b, square_a, square_b, product = window_means(bordered, gaussian(1.5, 5, a.device))
+    aa, bb, ab = mean_a * mean_a, mean_b * mean_b, mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    top: Tensor = (2 * ab + c1) * (2 * (product - ab) + c2)
+    return top / ((aa + bb + c1) * ((square_a - aa) + (square_b - bb) + c2))
