@@ -61,7 +61,7 @@ def _data(payload: Packed) -> Tensor:
 
 
 class _Codec:
-    """What every codec shares: the checks, the precision, the bookkeeping. Subclasses fill `_pack` and `_unpack`."""
+    """What every codec shares. Subclasses fill `_pack` and `_unpack`."""
 
     _any_dtype: ClassVar[bool] = False  # whether it may follow a codec that stores integers
 
@@ -70,8 +70,7 @@ class _Codec:
 
         Args:
             features: (B, C, h, w) finite floating-point features; B is 1 for SAM 2.
-            previous: What this codec returned for an earlier memory of the same object. Only `PCA` uses it, to start
-                from its basis; the state of an object stays with the object, never in the codec.
+            previous: What this codec returned for an earlier memory of the same object; `PCA` starts from its basis.
 
         Raises:
             ValueError: The features are not four-dimensional, not floating-point, or hold no tokens.
