@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from sam2_keyframe.attention import TokenLayout, attend, rotary_phases, rotate
+from sam2_keyframe.attention import Attend, Plan, TokenLayout, attend, rotary_phases, rotate, scheme_for
+from sam2_keyframe.types import Moment
 
 _MISSING = object()
+
+
+def shown_memories(
+    view: Mapping[str, Mapping[int, Mapping[str, Any]]], selected: Sequence[int], moment: Moment
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return (frame index, entry) of every spatial memory in the order in which SAM 2 concatenates them.
+
+    Conditioning frames first, then the slots from the one farthest back to the newest; entries of zero tokens are left
+    out (`_prepare_memory_conditioned_features` in sam2/modeling/sam2_base.py).
+
+    Args:
+        view: The `output_dict` that SAM 2 is shown.
+        selected: The conditioning frames that it reads, in the order of its `select_closest_cond_frames`.
+        moment: The frame being tracked.
+    """
+    cond, tracked = view["cond_frame_outputs"], view["non_cond_frame_outputs"]
+    found: list[tuple[int, Mapping[str, Any] | None]] = [(t, cond[t]) for t in selected]
+    for code in reversed(range(moment.slots)):
+        t = moment.slot(code)
+        found.append((t, tracked.get(t, None if t in selected else cond.get(t))))
+    return [(t, entry) for t, entry in found if entry is not None and entry["maskmem_features"].shape[2]]
 
 
 class AttentionHook:
@@ -22,7 +45,7 @@ class AttentionHook:
 
         hook = AttentionHook(predictor)
         hook.install()
-        with hook.layout(TokenLayout(grid, plans)):
+        with hook.layout(hook.read_layout(scheme, view, selected, prompts, moment, grid)):
             ...  # the host's _prepare_memory_conditioned_features
         hook.uninstall()
 
@@ -52,6 +75,7 @@ class AttentionHook:
         self._before: list[Any] | None = None
         self._layout: TokenLayout | None = None
         self._tables: dict[tuple[tuple[int, int], torch.device], dict[int, Tensor]] = {}
+        self._plans: Any = WeakIdKeyDictionary()  # a memory's mask logits -> (scheme, grid, its plan)
         self._read: tuple[Tensor, dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]] | None = None
 
     def install(self) -> None:
@@ -70,6 +94,44 @@ class AttentionHook:
             else:
                 module.forward = before
         self._before = None
+
+    def read_layout(
+        self,
+        attend: Attend,
+        view: Mapping[str, Mapping[int, Mapping[str, Any]]],
+        selected: Sequence[int],
+        prompts: Container[int],
+        moment: Moment,
+        grid: tuple[int, int],
+    ) -> TokenLayout:
+        """Return the layout of one read: the newest memory whole, prompted ones as the scheme says, the rest by it.
+
+        Args:
+            attend: The scheme.
+            view: The `output_dict` that SAM 2 is shown.
+            selected: The conditioning frames that it reads, in its order.
+            prompts: Indices of frames that the user prompted; others among the conditioning frames are keyframes.
+            moment: The frame being tracked.
+            grid: (h, w) of a memory.
+
+        Raises:
+            ValueError: The scheme's windows do not divide the grid.
+        """
+        memories = shown_memories(view, selected, moment)
+        newest = len(memories) - 1 if len(memories) > sum(t in selected for t, _ in memories) else None
+        plans = []
+        for i, (t, entry) in enumerate(memories):
+            scheme = scheme_for(attend, conditioning=t in prompts, newest=i == newest)
+            plans.append(self._plan(scheme, grid, entry["pred_masks"]))
+        return TokenLayout(grid, tuple(plans))
+
+    def _plan(self, scheme: Attend, grid: tuple[int, int], mask: Tensor) -> Plan:
+        known = self._plans.get(mask)
+        if known is None or known[:2] != (scheme, grid):
+            known = scheme, grid, scheme.plan(grid, mask.to(self.predictor.device, non_blocking=True))
+            self._plans[mask] = known
+        plan: Plan = known[2]
+        return plan
 
     @contextlib.contextmanager
     def layout(self, layout: TokenLayout) -> Iterator[None]:

@@ -8,7 +8,8 @@ import torch
 
 from sam2_keyframe.attention import Foveated, Pool, TokenLayout, Whole
 from sam2_keyframe.patches import attention as patch
-from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.attention import AttentionHook, shown_memories
+from sam2_keyframe.types import Moment
 
 pytest.importorskip("sam2")
 Image = pytest.importorskip("PIL.Image")
@@ -202,41 +203,61 @@ def test_compiled_and_foreign_predictors_are_refused():
 
 
 @torch.inference_mode()
-def track(predictor, folder, schemes=None):
-    """Two objects, three prompts, one of them late; with `schemes` through the hook by the memories really shown."""
+def track(predictor, folder, scheme=None, reverse=False, cap=-1, empty=()):
+    """Two objects, four prompts, some late. With a scheme, by the hook; checks the order that it assumes."""
+    from sam2.modeling.sam2_utils import select_closest_cond_frames
+
     hook, shown = AttentionHook(predictor), []
-    whole = predictor.memory_attention.forward
+    whole, read = predictor.memory_attention.forward, predictor._prepare_memory_conditioned_features
 
-    def read(curr, memory, num_obj_ptr_tokens=0, **kwargs):
-        n = GRID[0] * GRID[1]
-        memories = (memory.shape[0] - num_obj_ptr_tokens) // n
-        shown.append((memories, num_obj_ptr_tokens))
-        plans = tuple(schemes(i, memories).plan(GRID, mask()) for i in range(memories))
-        with hook.layout(TokenLayout(GRID, plans)):
-            return whole(curr=curr, memory=memory, num_obj_ptr_tokens=num_obj_ptr_tokens, **kwargs)
+    def concatenated(memory, num_obj_ptr_tokens=0, **kwargs):
+        shown.append((memory, num_obj_ptr_tokens))
+        return whole(memory=memory, num_obj_ptr_tokens=num_obj_ptr_tokens, **kwargs)
 
-    if schemes:
-        hook.install()
-        predictor.memory_attention.forward = read
+    def wrapped(frame_idx, output_dict, track_in_reverse, is_init_cond_frame, feat_sizes, **kwargs):
+        given = {"frame_idx": frame_idx, "is_init_cond_frame": is_init_cond_frame, "feat_sizes": feat_sizes, **kwargs}
+        given |= {"output_dict": output_dict, "track_in_reverse": track_in_reverse}
+        if is_init_cond_frame:
+            return read(**given)
+        tracked = dict(output_dict["non_cond_frame_outputs"])
+        for t in set(empty) & set(tracked):
+            blank = tracked[t]["maskmem_features"][:, :, :0]
+            tracked[t] = tracked[t] | {"maskmem_features": blank, "maskmem_pos_enc": [blank]}
+        given["output_dict"] = view = output_dict | {"non_cond_frame_outputs": tracked}
+        if scheme is None:
+            return read(**given)
+        moment = Moment(frame_idx, track_in_reverse, 6, 15)
+        selected = list(select_closest_cond_frames(frame_idx, view["cond_frame_outputs"], cap)[0])
+        with hook.layout(hook.read_layout(scheme, view, selected, output_dict["cond_frame_outputs"], moment, GRID)):
+            out = read(**given)
+        memories, (memory, pointers) = shown_memories(view, selected, moment), shown[-1]
+        chunks = memory[: len(memory) - pointers].split(64)
+        assert len(chunks) == len(memories)
+        for chunk, (_, entry) in zip(chunks, memories, strict=True):
+            assert torch.equal(chunk, entry["maskmem_features"].flatten(2).permute(2, 0, 1).to(chunk.dtype))
+        return out
+
+    hook.install()
+    predictor.memory_attention.forward = concatenated
+    predictor._prepare_memory_conditioned_features = wrapped
+    predictor.max_cond_frames_in_attn = cap
     try:
         state = predictor.init_state(str(folder))
-        for frame, obj, (y, x) in ((0, 1, (20, 30)), (0, 2, (70, 60)), (5, 1, (24, 50))):
+        first = 8 if reverse else 0
+        for frame, obj, (y, x) in ((first, 1, (20, 30)), (first, 2, (70, 60)), (4, 1, (24, 50)), (5, 1, (25, 54))):
             prompt = torch.zeros(96, 128)
             prompt[y : y + 20, x : x + 30] = 1
             predictor.add_new_mask(state, frame, obj, prompt)
-        masks = [logits.clone() for _, _, logits in predictor.propagate_in_video(state)]
+        given = {"start_frame_idx": 8, "reverse": True} if reverse else {}
+        masks = [logits.clone() for _, _, logits in predictor.propagate_in_video(state, **given)]
         stored = [state["output_dict_per_obj"][o]["non_cond_frame_outputs"] for o in (0, 1)]
-        out = [
-            t
-            for d in stored
-            for _, e in sorted(d.items())
-            for t in (e["maskmem_features"], e["pred_masks"], e["obj_ptr"])
-        ]
+        entries = [e for d in stored for _, e in sorted(d.items())]
+        out = [e[key] for e in entries for key in ("maskmem_features", "pred_masks", "obj_ptr")]
     finally:
-        if schemes:
-            del predictor.memory_attention.forward
-            hook.uninstall()
-    return masks + out, hook.calls, shown
+        del predictor.memory_attention.forward, predictor._prepare_memory_conditioned_features
+        predictor.max_cond_frames_in_attn = -1
+        hook.uninstall()
+    return masks + out, hook.calls, [((len(m) - p) // 64, p) for m, p in shown]
 
 
 @pytest.fixture(scope="module")
@@ -252,19 +273,70 @@ def clip(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-def test_official_tiny_predictor_with_whole_memories_is_bit_identical(clip, autocast):
+@pytest.mark.parametrize(
+    ("autocast", "options"),
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"reverse": True, "empty": (5, 6)}),
+        (False, {"cap": 2, "empty": (2,)}),
+    ],
+    ids=["fp32", "bf16", "reverse", "capped"],
+)
+def test_official_tiny_predictor_with_whole_memories_is_bit_identical(clip, autocast, options):
     predictor = official()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        stock, _, _ = track(predictor, clip)
-        ours, calls, shown = track(predictor, clip, lambda i, n: Whole())
-        pooled, _, _ = track(predictor, clip, lambda i, n: Pool(2) if i < n - 1 else Whole())
+        stock, calls, _ = track(predictor, clip, **options)
+        assert calls == 0
+        ours, calls, shown = track(predictor, clip, Whole(), **options)
     assert all(torch.equal(a, b) for a, b in zip(stock, ours, strict=True))
     assert stock[1].std() > 0
-    assert not torch.equal(stock[0], stock[4])
+    assert not torch.equal(stock[0], stock[3])
     assert calls == 4 * len(shown)
-    assert len(shown) == 7 + 8
-    assert max(shown)[0] == 7
-    assert {p for _, p in shown} > {4, 8}
-    assert not torch.equal(stock[8], pooled[8])  # negative control
-    assert all(t.isfinite().all() for t in pooled)
+    assert len({p for _, p in shown}) > 3
+    assert max(shown)[0] >= 6
+    if not options and not autocast:  # negative control
+        fewer, _, _ = track(predictor, clip, Foveated(0.3, 2))
+        assert not torch.equal(stock[8], fewer[8])
+        assert all(t.isfinite().all() for t in fewer)
+
+
+def test_the_newest_memory_stays_whole_and_prompts_by_option():
+    features, moment = torch.zeros(1, 64, *GRID), Moment(9, False, 6, 15)
+    entry = {t: {"maskmem_features": features, "pred_masks": mask()} for t in (0, 3, 7, 8, 10)}
+    view = {
+        "cond_frame_outputs": {t: entry[t] for t in (0, 10)},
+        "non_cond_frame_outputs": {t: entry[t] for t in (3, 7, 8)},
+    }
+    host = memory_attention()
+    host.device = torch.device("cpu")
+    hook = AttentionHook(host)
+
+    def sizes(scheme, view):
+        layout = hook.read_layout(scheme, view, list(view["cond_frame_outputs"]), {0}, moment, GRID)
+        return [{part.size for part in plan} for plan in layout.plans]
+
+    # frame 0 is prompted; frame 10 stands for a keyframe shown among the conditioning frames
+    assert sizes(Pool(2), view) == [{1}, {2}, {2}, {2}, {1}]
+    assert sizes(Pool(2, conditioning=True), view) == [{2}, {2}, {2}, {2}, {1}]
+    assert sizes(Foveated(0.3, 2), view) == [{1}, {1, 2}, {1, 2}, {1, 2}, {1}]
+    assert sizes(Whole(), view) == [{1}] * 5
+    assert sizes(Pool(2, conditioning=True), view | {"non_cond_frame_outputs": {}}) == [{2}, {2}]
+
+
+def test_plans_are_kept_as_long_as_their_masks(monkeypatch):
+    host, made = memory_attention(), []
+    host.device = torch.device("cpu")
+    hook, scheme = AttentionHook(host), Foveated(0.3, 2)
+    real = Foveated.plan
+    monkeypatch.setattr(Foveated, "plan", lambda self, *a: made.append(a) or real(self, *a))
+    masks = [mask(), mask()]
+    for _ in range(3):
+        for m in masks:
+            hook._plan(scheme, GRID, m)
+    assert len(made) == 2
+    hook._plan(Foveated(0.4, 2), GRID, masks[0])
+    assert len(made) == 3
+    made.clear()
+    del m, masks
+    assert len(hook._plans) == 0
