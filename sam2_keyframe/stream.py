@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe._decode import to_rgb
+from sam2_keyframe._state import state_from_frame, without_bars
 from sam2_keyframe._window import resize
 from sam2_keyframe.methods import KeyframeMemory
 from sam2_keyframe.plugin import Handle, memory_stats, wrap
 from sam2_keyframe.stats import MemoryStats
-from sam2_keyframe.video import normalise, state_from_frame, without_bars
+from sam2_keyframe.video import normalise
 
 Output = tuple[int, list[Any], Tensor]
 """SAM 2's own: frame index, object ids, (N, 1, H, W) mask logits (> 0 is object) at the frame's size."""

@@ -9,13 +9,9 @@ pixels differ slightly from stock.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import sys
-import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,10 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe._decode import Frame, Indexed, Iterated, Reader, VideoFile, folder_images
+from sam2_keyframe._state import TrackedPerObject, state_from_frame, without_bars
 from sam2_keyframe._window import Window
+
+__all__ = ["FrameSource", "LazyFrames", "init_state", "without_bars"]
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -197,47 +196,6 @@ class LazyFrames:
         return normalise(self.source.resized(t, self.image_size), self.device)
 
 
-class _WithoutBars(io.TextIOBase):
-    """A stderr that lets everything through but progress bars, which SAM 2 draws without asking."""
-
-    def __init__(self, stream: Any):
-        self._stream = stream
-        self._bar = False
-
-    def write(self, text: str) -> int:
-        """Pass on what is not a bar, nor the newline that ends one."""
-        ends_bar = self._bar and text == "\n"
-        self._bar = text.startswith("\r")
-        if not self._bar and not ends_bar:
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush what is underneath."""
-        self._stream.flush()
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """Hide progress bars that are made inside; warnings and messages still reach stderr."""
-    with contextlib.redirect_stderr(_WithoutBars(sys.stderr)):
-        yield
-
-
-def state_from_frame(predictor: Any, frame: Frame, **options: Any) -> dict[str, Any]:
-    """Return the predictor's own inference state for a video whose first frame is `frame`, (H, W, 3) uint8 RGB.
-
-    The predictor's `init_state` wants a folder: it is given one frame, stored without loss (SAM 2 goes by the
-    file's name, PIL by its content), and so makes everything of the state itself, the first frame's features too.
-    """
-    from PIL import Image
-
-    with tempfile.TemporaryDirectory(prefix="sam2-keyframe-") as folder, without_bars():
-        Image.fromarray(frame).save(Path(folder) / "00000.jpg", format="PPM")
-        state: dict[str, Any] = predictor.init_state(folder, **options)
-    return state
-
-
 def init_state(
     predictor: Any,
     source: Any,
@@ -287,4 +245,5 @@ def init_state(
     device = torch.device("cpu") if offload_video_to_cpu else state["device"]
     state["images"] = LazyFrames(frames, predictor.image_size, device)
     state["num_frames"] = len(frames)
+    state["frames_tracked_per_obj"] = TrackedPerObject(len(frames))
     return state

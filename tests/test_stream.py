@@ -178,13 +178,19 @@ def _sizes(state: Any) -> dict[str, int]:
     return sizes
 
 
+def _live_tensors() -> tuple[int, int]:
+    gc.collect()
+    tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+    return len(tensors), sum(o.nbytes for o in tensors)
+
+
 @pytest.mark.parametrize("method", ["window", "keyframe"])
 def test_nothing_grows(method: str, predictor_factory: Any, clip: Any) -> None:
-    """150 frames with a prompt every fifth and an object that comes and goes; live objects and tensor bytes are flat."""
+    """A prompt every fifth frame, an object that comes and goes: live tensors and their bytes are flat."""
     predictor = predictor_factory(image_size=64)
     measured = []
     with Stream(predictor, method, max_prompts=4) as stream:
-        for t in range(150):
+        for t in range(100):
             masks = {1: clip.masks[0] == 1} if t % 5 == 0 else {}
             if t % 10 == 3:
                 masks[t] = clip.masks[0] == 2
@@ -197,12 +203,15 @@ def test_nothing_grows(method: str, predictor_factory: Any, clip: Any) -> None:
             assert max(sizes["point_inputs_per_obj"], sizes["mask_inputs_per_obj"]) <= 1
             assert sizes["cond_frame_outputs"] <= 4
             assert sizes["non_cond_frame_outputs"] <= 16 + 6
-            if t % 30 == 29:
-                gc.collect()
-                tensors = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
-                measured.append((len(tensors), sum(o.nbytes for o in tensors)))
-        assert sorted(stream._state["output_dict_per_obj"][0]["cond_frame_outputs"]) == [0, 135, 140, 145]
-    assert len(set(measured[1:])) == 1, measured
+            if t % 20 == 19:
+                measured.append(_live_tensors())
+        assert sorted(stream._state["output_dict_per_obj"][0]["cond_frame_outputs"]) == [0, 85, 90, 95]
+    counts, nbytes = zip(*measured[1:], strict=True)
+    if method == "window":
+        assert len(set(counts)) == len(set(nbytes)) == 1, measured
+    else:  # how many keyframes are among the recent frames varies from frame to frame
+        assert max(counts) - min(counts) <= 8, measured
+        assert max(nbytes) < 1.001 * min(nbytes), measured
 
 
 def test_stock_grows(predictor_factory: Any, clip: Any) -> None:
@@ -264,9 +273,7 @@ def test_errors(predictor: Any, clip: Any) -> None:
         stream.step(clip.frames[0])
 
 
-def test_a_failed_frame_is_as_if_it_had_not_come(
-    predictor: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_frame_is_as_if_it_had_not_come(predictor: Any, clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(fail: bool) -> list[Any]:
         seen = []
         with Stream(predictor) as stream:

@@ -1,80 +1,21 @@
 """Lazy frames: SAM 2's own pixels in any order, bounded, with clear errors and threads that end."""
 
+# ruff: noqa: F811 - fixtures are imported by name
 from __future__ import annotations
 
-import gc
 import random
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from footage import decode_threads, footage, no_thread_left, opencv_frames, videos  # noqa: F401
 from PIL import Image
 
-from sam2_keyframe.video import FrameSource, LazyFrames, init_state, without_bars
-
-av = pytest.importorskip("av")
-cv2 = pytest.importorskip("cv2")
-
-
-def decode_threads() -> int:
-    return sum(thread.name.startswith("sam2-keyframe") for thread in threading.enumerate())
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_left() -> Iterator[None]:
-    yield
-    gc.collect()
-    assert decode_threads() == 0
-
-
-def write_video(path: Path, frames: np.ndarray, codec: str = "libx264", **options: str) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(30000, 1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = options
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def opencv_frames(path: Path) -> list[np.ndarray]:
-    capture, frames = cv2.VideoCapture(str(path)), []
-    while True:
-        ok, frame = capture.read()
-        if not ok:
-            return frames
-        frames.append(frame[..., ::-1])
-
-
-@pytest.fixture(scope="module")
-def footage() -> np.ndarray:
-    """(60, 96, 128, 3) moving, textured frames, each different."""
-    rng = np.random.default_rng(0)
-    noise = cv2.resize(rng.integers(0, 256, (30, 60, 3), np.uint8), (400, 200), interpolation=cv2.INTER_CUBIC)
-    return np.stack([noise[t : t + 96, 2 * t : 2 * t + 128] for t in range(60)])
-
-
-@pytest.fixture(scope="module")
-def videos(footage: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("videos")
-    return {
-        "mp4": write_video(folder / "a.mp4", footage, g="12"),
-        "open-gop": write_video(folder / "b.mkv", footage, **{"x264-params": "open-gop=1:keyint=12:bframes=3"}),
-        "one-gop": write_video(folder / "c.mp4", footage, g="250"),
-        "avi": write_video(folder / "d.avi", footage, codec="mpeg4"),
-        "no time stamps": write_video(folder / "e.h264", footage),
-    }
-
+from sam2_keyframe.video import FrameSource, LazyFrames, init_state
 
 # -- pixels ---------------------------------------------------------------------------------------------------------
 
@@ -197,11 +138,11 @@ def test_window_is_bounded(kind: str, order: str, footage: np.ndarray, videos: d
 
 
 def test_frames_are_decoded_once_forwards(footage: np.ndarray) -> None:
-    class Counting(list):  # type: ignore[type-arg]
-        reads: list[int] = []
+    reads: list[int] = []
 
+    class Counting(list):  # type: ignore[type-arg]
         def __getitem__(self, t: Any) -> Any:
-            self.reads.append(t)
+            reads.append(t)
             return super().__getitem__(t)
 
     items = Counting(footage)
@@ -209,161 +150,7 @@ def test_frames_are_decoded_once_forwards(footage: np.ndarray) -> None:
         source.first(32)
         for t in range(60):
             source.resized(t, 32)
-    assert sorted(items.reads) == list(range(60))
-
-
-# -- errors ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda p: p / "missing.mp4", FileNotFoundError, r"missing\.mp4' does not exist; give"),
-        (lambda p: p, ValueError, r"no images found in .*; put frames there"),
-        (lambda p: [], ValueError, r"the list holds no frames"),
-        (lambda p: np.zeros((4, 5, 3), np.uint8), ValueError, r"shape \(4, 5, 3\); give \(T, H, W, 3\)"),
-        (lambda p: iter([1]), ValueError, r"num_frames is missing"),
-        (lambda p: 7, TypeError, r"not from a int"),
-    ],
-)
-def test_bad_sources(make: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
-    with pytest.raises(error, match=message):
-        FrameSource(make(tmp_path))
-
-
-@pytest.mark.parametrize("option", ["ahead", "threads", "num_frames"])
-def test_bad_options(option: str, footage: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=f"{option} is 0; give at least 1"):
-        FrameSource(footage, **{option: 0})
-
-
-@pytest.mark.parametrize("content", [b"", b"not a video" * 50])
-def test_not_a_video(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x.mp4").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.mp4' cannot be opened as a video .*fetch it again"):
-        FrameSource(tmp_path / "x.mp4")
-
-
-@pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)])
-def test_bad_frames(frame: np.ndarray) -> None:
-    with FrameSource([frame]) as source, pytest.raises(ValueError, match=r"frame 0 of the list .*shape .*give"):
-        source.frame(0)
-
-
-def test_index_outside(footage: np.ndarray) -> None:
-    with FrameSource(footage, num_frames=10) as source:
-        for t in (-1, 10):
-            with pytest.raises(IndexError, match=f"frame {t} is outside the 10 frames 0..9"):
-                source.frame(t)
-
-
-def test_faults_in_a_folder(footage: np.ndarray, tmp_path: Path) -> None:
-    """Frames before and after a bad one are fine; the bad one is named each time it is asked for."""
-    for t, frame in enumerate(footage[:12]):
-        Image.fromarray(frame[:, :-8] if t == 9 else frame).save(tmp_path / f"{t}.jpg")
-    (tmp_path / "5.jpg").write_bytes((tmp_path / "5.jpg").read_bytes()[:900])
-    with FrameSource(tmp_path) as source:
-        for _ in range(2):
-            for t in range(5):
-                source.resized(t, 32)
-            with pytest.raises(RuntimeError, match=r"frame 5 \(.*5\.jpg\) of folder .* cannot be used: .*truncated"):
-                source.resized(5, 32)
-            source.resized(6, 32)
-            with pytest.raises(ValueError, match=r"frame 9 .*its size is 120x96 and that of the first .* 128x96"):
-                source.resized(9, 32)
-
-
-def test_damaged_video(videos: dict[str, Path], footage: np.ndarray, tmp_path: Path) -> None:
-    data = bytearray(videos["mp4"].read_bytes())
-    with av.open(str(videos["mp4"])) as container:
-        packets = [(p.pts, p.pos, p.size) for p in container.demux(video=0) if p.size]
-    _, position, size = sorted(packets)[25]
-    data[position + 5 : position + size] = bytes(np.random.default_rng(0).integers(0, 256, size - 5, np.uint8))
-    path = tmp_path / "damaged.mp4"
-    path.write_bytes(data)
-    expected = opencv_frames(videos["mp4"])
-    with FrameSource(path) as source:
-        for t in range(24):
-            assert np.array_equal(source.frame(t), expected[t])
-        with pytest.raises(RuntimeError, match=r"frame \d+ of .*damaged\.mp4' cannot be used: .*damaged"):
-            for t in range(24, 37):
-                source.frame(t)
-        assert np.array_equal(source.frame(50), expected[50])  # a key frame later all is well again
-
-
-@pytest.mark.parametrize("part", [0.5, 0.8])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_video_cut_short(suffix: str, part: float, footage: np.ndarray, tmp_path: Path) -> None:
-    """A file that knows its length fails where it was cut; one that does not is as long as what can be read."""
-    whole = write_video(tmp_path / f"whole.{suffix}", footage, g="12", movflags="faststart")
-    if suffix == "mp4":  # PyAV passes movflags to the codec only: move the index to the front by hand
-        with av.open(str(whole)) as source, av.open(
-            str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}
-        ) as target:
-            stream = target.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    target.mux(packet)
-        whole = tmp_path / "fast.mp4"
-    expected = opencv_frames(whole)
-    path = tmp_path / f"cut.{suffix}"
-    path.write_bytes(whole.read_bytes()[: int(part * whole.stat().st_size)])
-    good = 0
-    with FrameSource(path) as source:
-        try:
-            for t in range(len(source)):
-                assert np.array_equal(source.frame(t), expected[t])
-                good += 1
-        except RuntimeError as error:
-            assert f"frame {good} of" in str(error)  # noqa: PT017
-            assert "cut short" in str(error) or "damaged" in str(error)  # noqa: PT017
-        else:
-            assert suffix == "mkv"
-    assert 10 < good < 60
-
-
-# -- threads --------------------------------------------------------------------------------------------------------
-
-
-def test_threads_end(footage: np.ndarray) -> None:
-    for end in ("close", "del", "with"):
-        source = FrameSource(footage)
-        source.frame(0)
-        assert decode_threads() == 2
-        if end == "close":
-            source.close()
-            source.close()
-            with pytest.raises(RuntimeError, match=r"after close\(\); open the ndarray again"):
-                source.frame(1)
-        elif end == "with":
-            with source:
-                source.frame(1)
-        del source
-        gc.collect()
-        assert decode_threads() == 0
-
-
-def test_interrupted_process_ends(videos: dict[str, Path]) -> None:
-    """Ctrl-C ends Python at once: it neither waits for decode threads nor crashes in them."""
-    code = (
-        "import sys, signal, os; from sam2_keyframe.video import FrameSource\n"
-        "source = FrameSource(sys.argv[1]); source.resized(3, 64)\n"
-        "os.kill(os.getpid(), signal.SIGINT); source.resized(4, 64)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(videos["mp4"])], capture_output=True, timeout=90, text=True)
-    assert done.returncode == -2, done.stderr
-    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
-
-
-def test_bars_are_hidden_but_warnings_are_not(capsys: pytest.CaptureFixture[str]) -> None:
-    from tqdm import tqdm
-
-    with without_bars():
-        for _ in tqdm(range(3), disable=False):
-            print("a message", file=sys.stderr)
-    err = capsys.readouterr().err
-    assert "a message\na message\na message\n" == err
+    assert sorted(reads) == list(range(60))
 
 
 # -- with a predictor -----------------------------------------------------------------------------------------------
@@ -411,10 +198,33 @@ def test_damaged_frame_stops_tracking_with_what_came_before(
     predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
     seen = []
     with pytest.raises(RuntimeError, match=r"frame 9 \(.*00009\.jpg\)"):
-        for _, _, masks in predictor.propagate_in_video(state):
-            seen.append(masks)
+        seen.extend(masks for _, _, masks in predictor.propagate_in_video(state))
     assert len(seen) == 9
     assert torch.equal(seen[0], expected[0][:1])
     shutil.copy(clip_folder / "00009.jpg", folder)  # mended: tracking goes on where it stopped
     seen += [masks for _, _, masks in predictor.propagate_in_video(state, start_frame_idx=9)]
     assert len(seen) == 24
+
+
+def test_tracked_frames_are_recorded_as_by_stock(predictor: Any, clip: Any, clip_folder: Path) -> None:
+    """SAM 2 reads there whether a click corrects a tracked frame; in memory fixed from the start."""
+    records = []
+    for state in (predictor.init_state(str(clip_folder)), init_state(predictor, clip_folder)):
+        for obj_id in (1, 2):
+            predictor.add_new_mask(state, 6, obj_id, torch.from_numpy(clip.masks[6] == obj_id))
+        for reverse in (False, True):
+            list(predictor.propagate_in_video(state, 6, 2, reverse))
+        seen = [{t: dict(how) for t, how in state["frames_tracked_per_obj"][i].items()} for i in (0, 1)]
+        assert 4 in state["frames_tracked_per_obj"][0]
+        assert 9 not in state["frames_tracked_per_obj"][0]
+        predictor.clear_all_prompts_in_frame(state, 6, 2)
+        seen.append(sorted(state["frames_tracked_per_obj"][1]))
+        predictor.remove_object(state, 1)
+        seen.append(sorted(state["frames_tracked_per_obj"][0]))
+        predictor.reset_state(state)
+        seen.append(len(state["frames_tracked_per_obj"]))
+        records.append(seen)
+    assert records[0] == records[1]
+    assert records[1][0] == {4: {"reverse": True}, 5: {"reverse": True}, 6: {"reverse": True}} | {
+        t: {"reverse": False} for t in (7, 8)
+    }
