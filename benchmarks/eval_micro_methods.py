@@ -12,10 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import sam2_keyframe
 from benchmarks import eval_micro_set as fixed
@@ -35,23 +38,26 @@ def interval(differences: list[float], draws: int = 10_000) -> tuple[float, floa
     return round(float(values.mean()), 2), round(float(low), 2), round(float(high), 2)
 
 
-def compare(predictor: Any, methods: list[str], rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """J&F of every method on every clip; ``rows`` holds what an earlier run measured."""
-    for seed in fixed.LONG_SEEDS:
-        row = next((r for r in rows if r["seed"] == seed), None)
-        if row is None:
-            row = {"seed": seed, "J&F": {}}
-            rows.append(row)
-        missing = [name for name in methods if name not in row["J&F"]]
-        if not missing:
-            continue
-        clip = make_clip(fixed.LONG_CHALLENGE, seed, fixed.LONG_FRAMES, fixed.SIZE)
-        for name in missing:
-            with sam2_keyframe.wrap(predictor, name):
-                found = track(predictor, clip.frames, clip.masks[0])
-            row["J&F"][name] = round(sum(score(found, clip.masks)) / 2, 3)
-        log.info("%s", row)
-        out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+def measure(seed: int, methods: list[str], weights: Path | None) -> dict[str, float]:
+    """J&F of each method on one clip."""
+    if weights not in _loaded:
+        torch.set_num_threads(1)
+        _loaded[weights] = load(weights)
+    predictor = _loaded[weights]
+    clip = make_clip(fixed.LONG_CHALLENGE, seed, fixed.LONG_FRAMES, fixed.SIZE)
+    found = {}
+    for name in methods:
+        with sam2_keyframe.wrap(predictor, name):
+            masks = track(predictor, clip.frames, clip.masks[0])
+        found[name] = round(sum(score(masks, clip.masks)) / 2, 3)
+    return found
+
+
+_loaded: dict[Path | None, Any] = {}
+
+
+def summarise(rows: list[dict[str, Any]], methods: list[str]) -> dict[str, Any]:
+    """Means, and the paired difference of the best and the worst of equally many memories."""
     means = {name: round(float(np.mean([r["J&F"][name] for r in rows])), 2) for name in methods}
     equal = sorted((name for name in methods if name in EQUAL), key=lambda name: means[name])
     result: dict[str, Any] = {"mean J&F": means, "clips": len(rows)}
@@ -65,14 +71,23 @@ def compare(predictor: Any, methods: list[str], rows: list[dict[str, Any]], out:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=[*EQUAL, "first"])
+    parser.add_argument("--methods", nargs="+", default=[*EQUAL])
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--weights", type=Path, help="a training checkpoint")
     parser.add_argument("--out", type=Path, default=RESULTS / "methods.json")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
-    result = compare(load(args.weights), args.methods, rows, args.out)
+    missing = [seed for seed in fixed.LONG_SEEDS if seed not in {row["seed"] for row in rows}]
+    with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
+        tasks = {pool.submit(measure, seed, args.methods, args.weights): seed for seed in missing}
+        for task in as_completed(tasks):
+            rows.append({"seed": tasks[task], "J&F": task.result()})
+            rows.sort(key=lambda row: row["seed"])
+            log.info("%s", rows[-1])
+            args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    result = summarise(rows, args.methods)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     log.info("%s", json.dumps({k: v for k, v in result.items() if k != "rows"}, indent=1))
 

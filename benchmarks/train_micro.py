@@ -194,25 +194,28 @@ def clicks(rng: np.random.Generator, masks: Tensor) -> dict[str, Tensor]:
     }
 
 
-def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Per mask (n, m): cross-entropy (plain and balanced) and soft dice; logits (n, m, h, w), target (n, 1, h, w)."""
+def mask_loss(logits: Tensor, target: Tensor, even: float) -> Tensor:
+    """Per mask (n, m): cross-entropy (plain and balanced) and soft dice; logits (n, m, h, w), target (n, 1, h, w).
+
+    ``even`` weighs the class-balanced part: it keeps early masks from being empty, and makes late ones too wide.
+    """
     raw = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
     share = target.mean((2, 3), keepdim=True).clamp(min=0.01, max=0.99)
     balance = 0.5 * target / share + 0.5 * (1 - target) / (1 - share)
     chance = logits.sigmoid()
     overlap = (chance * target).sum((2, 3))
     dice = 1 - (2 * overlap + 1) / (chance.sum((2, 3)) + target.sum((2, 3)) + 1)
-    return 0.6 * (raw * balance).mean((2, 3)) + 2.0 * raw.mean((2, 3)) + dice
+    return even * (raw * balance).mean((2, 3)) + (2.6 - even) * raw.mean((2, 3)) + dice
 
 
-def frame_loss(raw: tuple[Tensor, ...], target: Tensor, spread: float) -> tuple[Tensor, dict[str, Tensor]]:
+def frame_loss(raw: tuple[Tensor, ...], target: Tensor, spread: float, even: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one decoder call against masks (n, 1, h, w) at its resolution, and what to log."""
     logits, ious, _, score = raw
     area = target.sum((1, 2, 3))
     visible = area > 0
     sure = (~visible) | (area > 1.0)
     use = (area > 0.5).float()
-    each = mask_loss(logits.float(), target)
+    each = mask_loss(logits.float(), target, even)
     best = each.amin(1)
     with torch.no_grad():
         hard, truth = logits > 0, target > 0.5
@@ -242,7 +245,13 @@ def match_loss(now: Tensor, then: Tensor, mask: Tensor, target: Tensor) -> Tenso
 
 
 def run_clips(
-    model: Any, batch: Batch, rng: np.random.Generator, teach: float = 0.0, click: float = 0.0, spread: float = 0.0
+    model: Any,
+    batch: Batch,
+    rng: np.random.Generator,
+    teach: float = 0.0,
+    click: float = 0.0,
+    spread: float = 0.0,
+    even: float = 0.6,
 ) -> tuple[Tensor, dict[str, float]]:
     """Track every object of a batch with the model's own functions; the mean loss and sums for the log."""
     frames, clips, size = batch.frames, batch.frames.shape[1], batch.frames.shape[2]
@@ -274,7 +283,7 @@ def run_clips(
             out, heads, _, _ = model._track_step(
                 index, first, vision, spots, sizes, points, prompt, memory, 24, False, None
             )
-            loss, named = frame_loss(raw[-1], small[row], spread)
+            loss, named = frame_loss(raw[-1], small[row], spread, even)
             total = total + loss * (0.3 if prompt is not None else 1.0)
             high, score = heads[4], heads[6]
             if not first:
@@ -327,8 +336,9 @@ class Trainer:
         rng = np.random.default_rng([self.config.seed, 77, self.step, self.rank])
         resize_model(self.model, batch.frames.shape[2])
         part = min(1.0, self.step / 1500)
+        even = 0.6 if self.step < 0.7 * self.config.steps else 0.1
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
-            loss, sums = run_clips(self.model, batch, rng, 0.5 - 0.45 * part, 0.12, 0.3 - 0.25 * part)
+            loss, sums = run_clips(self.model, batch, rng, 0.5 - 0.45 * part, 0.12, 0.3 - 0.25 * part, even)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.zero_grad(set_to_none=True)
