@@ -6,11 +6,13 @@ Everything that a user can get wrong ends in one line on stderr, which names the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +23,14 @@ TRACEBACK = "SAM2_KEYFRAME_TRACEBACK"
 """Environment variable: set, errors show where they come from."""
 
 TRACK_EXAMPLE = "example: sam2-keyframe track dog.mp4 --model tiny --box 120,80,340,400 --out out"
+
+
+HEADINGS = {
+    "SCORERS": "scorers: higher is more worth keeping; change scorers say 0 for unchanged",
+    "FILTERS": "filters: accept or reject a frame by its scores; combine with & | ~",
+    "EVICTION": "eviction rules: which keyframe leaves a full buffer",
+    "CODECS": "codecs: how a memory is stored; fewer bytes, less exact",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,27 +152,33 @@ def _list(options: argparse.Namespace) -> int:
     say("methods (--method NAME; wrap(predictor, NAME))")
     for name, factory in METHODS.items():
         _entry(name, factory)
-    directions = {
-        "SCORERS": "scorers: higher is more worth keeping; change scorers say 0 for unchanged",
-        "FILTERS": "filters: accept or reject a frame by its scores; combine with & | ~",
-        "EVICTION": "eviction rules: which keyframe leaves a full buffer",
-        "CODECS": "codecs: how a memory is stored; fewer bytes, less exact",
-    }
-    for registry, blocks in registries().items():
-        say(f"\n{directions.get(registry, registry.lower())}")
-        for block in dict.fromkeys(blocks.values()):
+    known = registries()
+    for registry in dict.fromkeys([*HEADINGS, *known]):
+        say(f"\n{HEADINGS.get(registry, registry.lower())}")
+        for block in dict.fromkeys(known.get(registry, {}).values()):
             _entry(block.__name__, block)
     return 0
 
 
 def _entry(name: str, block: Callable[..., Any]) -> None:
-    """Print a building block with its choices and the first sentences of its docstring."""
-    text = " ".join((inspect.getdoc(block) or "").split("\n\n")[0].split())
-    parameters = inspect.signature(block).parameters.values()
-    choices = ", ".join(
-        p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters if p.name != "name"
-    )
-    say(f"  {name}({choices})\n      {text}")
+    """Print a building block with its choices and the first lines of its docstring; a range that depends, too."""
+    text, _, rest = (inspect.getdoc(block) or "").partition("\n\n")
+    ranges = None if " in [" in text else re.search(r"^ {4}(?:metric|measure): (.*?)(?=^ {4}\w|\Z)", rest, re.M | re.S)
+    text = " ".join(f"{text} {ranges[1] if ranges else ''}".split())
+    say(f"  {name}({', '.join(_choices(block))})\n      {text}")
+
+
+def _choices(block: Callable[..., Any]) -> Iterator[str]:
+    """Yield the parameters of a building block with their defaults."""
+    made = {each.name: each.default_factory for each in getattr(block, "__dataclass_fields__", {}).values()}
+    for name, parameter in inspect.signature(block).parameters.items():
+        factory = made.get(name, dataclasses.MISSING)
+        if name == "name":
+            continue
+        if factory is not dataclasses.MISSING:
+            yield f"{name}={factory()!r}"
+        else:
+            yield name if parameter.default is parameter.empty else f"{name}={parameter.default!r}"
 
 
 class Progress:

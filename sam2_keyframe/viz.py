@@ -81,8 +81,9 @@ def overlay(
         tint(pixels, masks == obj_id, colour_of(obj_id), opacity, max(1, size // 9))
     image = module.fromarray(pixels)
     for obj_id in ids if len(ids) > 1 else []:
-        rows, columns = np.nonzero(masks == obj_id)
-        write(image, (int(columns.mean()), int(rows.mean())), str(obj_id), size, INK, colour_of(obj_id), centre=True)
+        spots = np.argwhere(masks == obj_id)
+        row, column = spots[np.square(spots - spots.mean(0)).sum(1).argmin()]  # of the object, nearest to its middle
+        write(image, (int(column), int(row)), str(obj_id), size, INK, colour_of(obj_id), centre=True)
     if caption:
         write(image, (size // 2, size // 2), caption, size, PAPER, INK)
     if stamp:
