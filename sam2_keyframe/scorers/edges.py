@@ -19,7 +19,7 @@ from sam2_keyframe.scorers._common import (
     region_of,
 )
 from sam2_keyframe.scorers.flow import translation
-from sam2_keyframe.scorers.pixels import luminance
+from sam2_keyframe.scorers.pixels import luminance, luminance_at
 from sam2_keyframe.types import History, TrackedFrame
 
 
@@ -31,7 +31,7 @@ def edges(luma: Tensor, threshold: float) -> Tensor:
     """
     step = torch.arange(-1.0, 2.0, device=luma.device)
     sobel = step * (2 - step.abs())[:, None]
-    levels = pad((luma.float() * 255).round()[None, None], (1, 1, 1, 1), mode="replicate")
+    levels = pad((luma * 255).round()[None, None], (1, 1, 1, 1), mode="replicate")
     gx, gy = conv2d(levels, torch.stack([sobel, sobel.T])[:, None])[0]  # small whole numbers: exact in TF32 too
     size = gx.square() + gy.square()
     flat, steep = gx.abs(), gy.abs()
@@ -42,8 +42,9 @@ def edges(luma: Tensor, threshold: float) -> Tensor:
     around = unfold(size[None, None], 3, padding=1).view(9, *size.shape)
     # Of two equal neighbours the first is the edge, but on a diagonal none is; sizes are whole numbers.
     margin = ~(is_flat | is_upright)
-    thin: Tensor = (size > around.gather(0, before)[0]) & (size >= around.gather(0, 8 - before)[0] + margin)
-    return thin & (size > threshold * threshold)
+    strong: Tensor = size > threshold * threshold
+    thin: Tensor = strong & (size > around.gather(0, before)[0]) & (size >= around.gather(0, 8 - before)[0] + margin)
+    return thin
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,12 @@ class EdgeChangeRatio:
         now = frame.shared.describe(key, lambda: edges(luma, self.threshold))
         reference = earlier(history, self.reference)
         region = region_of(frame, reference, margin=2) if self.region == "object" else None
-        before, old_luma = (reference.get(key), reference.get("frame/luma")) if reference else (None, None)
+        before, old_luma = reference.get(key) if reference else None, luminance_at(reference, luma)
         if before is None or old_luma is None or (self.region == "object" and region is None):
             return frame.unknown()
         new, old = now.float(), before.float()
         if self.compensate:
-            old, shared = _shift(old, translation(luma.float(), old_luma.float()))
+            old, shared = _shift(old, translation(luma, old_luma))
             new = new * shared
         if region is not None:
             new, old = new * region, old * region

@@ -19,9 +19,11 @@ def vector_change(a: Tensor, b: Tensor, distance: str = "cosine") -> Tensor:
     `"cosine"`: 1 - cos, in [0, 2], computed as half the squared distance of the unit vectors, which is exactly 0
     for equal vectors. `"l2"`: the Euclidean distance over the larger of the two lengths, in [0, 2].
     """
-    size_a, size_b = a.square().sum(-1, keepdim=True).sqrt(), b.square().sum(-1, keepdim=True).sqrt()
+    size_a: Tensor = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+    size_b: Tensor = torch.linalg.vector_norm(b, dim=-1, keepdim=True)
     if distance == "l2":
-        return ((a - b).square().sum(-1).sqrt() / size_a.maximum(size_b).clamp(min=1e-12)[..., 0]).clamp(max=2)
+        gap: Tensor = torch.linalg.vector_norm(a - b, dim=-1)
+        return (gap / size_a.maximum(size_b).clamp(min=1e-12)[..., 0]).clamp(max=2)
     unit = a / size_a.clamp(min=1e-12) - b / size_b.clamp(min=1e-12)
     one_is_zero = ((size_a > 0) ^ (size_b > 0))[..., 0]
     return 0.5 * (unit.square().sum(-1) + one_is_zero)

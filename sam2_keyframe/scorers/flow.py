@@ -26,7 +26,7 @@ from sam2_keyframe.scorers._common import (
     region_of,
 )
 from sam2_keyframe.scorers.features import vector_change
-from sam2_keyframe.scorers.pixels import gaussian, luminance, window_means
+from sam2_keyframe.scorers.pixels import gaussian, luminance, luminance_at, window_means
 from sam2_keyframe.types import History, Reference, TrackedFrame
 
 WINDOWS = ((3.0, 1), (4.0, 2), (5.0, 3), (6.0, 3))
@@ -243,11 +243,11 @@ class OpticalFlow:
 
 def flow_since(frame: TrackedFrame, reference: Reference | None) -> Tensor | None:
     """Return the (2, h, w) flow from this frame back to an earlier one, in pixels, computed once for all objects."""
-    before = reference.get("frame/luma") if reference else None
     now = luminance(frame)
-    if reference is None or before is None or before.shape != now.shape:
+    before = luminance_at(reference, now)
+    if reference is None or before is None:
         return None
-    flow: Tensor = frame.shared.once(f"flow/{reference.frame_idx}", lambda: dense_flow(now.float(), before.float()))
+    flow: Tensor = frame.shared.once(f"flow/{reference.frame_idx}", lambda: dense_flow(now, before))
     return flow
 
 

@@ -23,22 +23,29 @@ from sam2_keyframe.scorers._common import (
 from sam2_keyframe.scorers.features import vector_change
 from sam2_keyframe.types import History, Reference, TrackedFrame
 
+_STEPS = 255 * 128  # whole 8-bit levels are exact
+
 
 def luminance(frame: TrackedFrame) -> Tensor:
-    """Return the frame's (h, w) luminance in [0, 1] (ITU-R BT.601), kept in half precision under `frame/luma`."""
+    """Return the frame's (h, w) float32 luminance in [0, 1] (ITU-R BT.601).
+
+    It is kept under `frame/luma` as 15 bits, which half precision's 11 do not replace: SSIM would be off by 1e-4.
+    """
 
     def make() -> Tensor:
-        red, green, blue = frame.image
+        red, green, blue = frame.image.float()
         luma: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
-        return luma.half()
+        return (luma * _STEPS).round().to(torch.int16)
 
-    return frame.shared.describe("frame/luma", make)
+    kept = frame.shared.describe("frame/luma", make)
+    luma: Tensor = frame.shared.once("luma", lambda: kept / _STEPS)
+    return luma
 
 
-def _pair(frame: TrackedFrame, now: Tensor, key: str, reference: Reference | None) -> tuple[Tensor, Tensor] | None:
-    """Return the descriptors now and at the reference in float32; None when there is nothing to compare with."""
-    before = reference.get(key) if reference else None
-    return None if before is None or before.shape != now.shape else (now.float(), before.float())
+def luminance_at(reference: Reference | None, like: Tensor) -> Tensor | None:
+    """Return the luminance kept with a reference, in [0, 1]; None when it has none of the same size."""
+    kept = reference.get("frame/luma") if reference else None
+    return None if kept is None or kept.shape != like.shape else kept / _STEPS
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,15 @@ class FrameDifference:
         reference = earlier(history, self.reference)
         region = region_of(frame, reference) if self.region == "object" else None
         if self.colour:
-            now = frame.shared.describe("frame/colour", lambda: (frame.image * 255).round().to(torch.uint8))
-            pair, peak = _pair(frame, now, "frame/colour", reference), 255.0
+            kept = frame.shared.describe("frame/colour", lambda: (frame.image * 255).round().to(torch.uint8))
+            then = reference.get("frame/colour") if reference else None
+            now, before = kept / 255, None if then is None or then.shape != kept.shape else then / 255
         else:
-            pair, peak = _pair(frame, luminance(frame), "frame/luma", reference), 1.0
-        if pair is None or (self.region == "object" and region is None):
+            now = luminance(frame)
+            before = luminance_at(reference, now)
+        if before is None or (self.region == "object" and region is None):
             return frame.unknown()
-        change = (pair[0] - pair[1]).abs() / peak
+        change = (now - before).abs()
         if self.noise_floor:
             change = change * (change > self.noise_floor)
         return mean_over(change.mean(0) if self.colour else change, region)
@@ -170,14 +179,17 @@ class Histogram:
     def _count(self, frame: TrackedFrame) -> Tensor:
         """Return the histogram, flat; it sums to 1, or to 0 over an empty region."""
         if self.space == "luminance":
-            channels: tuple[Tensor, ...] = (luminance(frame).float(),)
+            channels: tuple[Tensor, ...] = (luminance(frame),)
         elif self.space == "rgb":
-            channels = tuple(frame.image)
+            channels = tuple(frame.image.float())
         else:
-            channels = hue_saturation(frame.image)
-        index = torch.zeros_like(channels[0], dtype=torch.int64)
-        for channel, size in zip(channels, self._sizes(), strict=True):
-            index = index * size + (channel * size).long().clamp(0, size - 1)
+            channels = hue_saturation(frame.image.float())
+        sizes = self._sizes()
+        index, *more = (
+            (channel * size).long().clamp(0, size - 1) for channel, size in zip(channels, sizes, strict=True)
+        )
+        for digit, size in zip(more, sizes[1:], strict=True):
+            index = index * size + digit
         region = region_of(frame, None) if self.region == "object" else None
         weight = torch.ones_like(channels[0]) if region is None else region
         counts = torch.zeros(math.prod(self._sizes()), device=index.device)
@@ -234,10 +246,11 @@ class SSIM:
         """Return the 0-dim change; NaN without a reference."""
         reference = earlier(history, self.reference)
         region = region_of(frame, reference, margin=5) if self.region == "object" else None
-        pair = _pair(frame, luminance(frame), "frame/luma", reference)
-        if pair is None or reference is None or (self.region == "object" and region is None):
+        now = luminance(frame)
+        before = luminance_at(reference, now)
+        if before is None or reference is None or (self.region == "object" and region is None):
             return frame.unknown()
-        change: Tensor = frame.shared.once(f"ssim/{reference.frame_idx}", lambda: 1 - ssim_map(*pair))
+        change: Tensor = frame.shared.once(f"ssim/{reference.frame_idx}", lambda: 1 - ssim_map(now, before))
         if region is None and min(change.shape) > 10:
             change = change[5:-5, 5:-5]
         return mean_over(change, region)
@@ -245,10 +258,14 @@ class SSIM:
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """Return the structural similarity at each pixel of two (h, w) float32 images in [0, 1], border repeated."""
+    a, b = a - 0.5, b - 0.5  # variances do not change by it, and lose less to rounding
     planes = torch.stack([a, b, a * a, b * b, a * b])
     bordered = pad(planes[None], (5, 5, 5, 5), mode="replicate")[0]
     mean_a, mean_b, square_a, square_b, product = window_means(bordered, gaussian(1.5, 5, a.device))
-    aa, bb, ab = mean_a * mean_a, mean_b * mean_b, mean_a * mean_b
+    variances = (square_a - mean_a * mean_a) + (square_b - mean_b * mean_b)
+    covariance = product - mean_a * mean_b
+    mean_a, mean_b = mean_a + 0.5, mean_b + 0.5
     c1, c2 = 0.01**2, 0.03**2
-    top: Tensor = (2 * ab + c1) * (2 * (product - ab) + c2)
-    return top / ((aa + bb + c1) * ((square_a - aa) + (square_b - bb) + c2))
+    top: Tensor = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    bottom: Tensor = (mean_a * mean_a + mean_b * mean_b + c1) * (variances + c2)
+    return top / bottom

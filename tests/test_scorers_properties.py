@@ -1,0 +1,328 @@
+"""What every scorer promises: no change is 0, numbers are finite, outside does not count, no value is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sam2_keyframe import scorers as sk
+from sam2_keyframe.types import FrameMemo, FrameRecord, History, Scorer, TrackedFrame
+
+CHANGES: list[Any] = [
+    sk.FrameDifference(),
+    sk.FrameDifference(colour=True, noise_floor=0, region="object"),
+    *(sk.Histogram(space) for space in ("hsv", "rgb", "luminance")),
+    *(sk.Histogram(metric=metric, region="object") for metric in ("chi_square", "correlation", "intersection")),
+    sk.OpticalFlow(),
+    sk.OpticalFlow("percentile", region="object"),
+    sk.OpticalFlow("relative"),
+    sk.OpticalFlow("direction", region="object"),
+    sk.EdgeChangeRatio(),
+    sk.EdgeChangeRatio(compensate=True, region="object"),
+    sk.SSIM(),
+    sk.SSIM(region="object"),
+    sk.MaskIoU(),
+    sk.MaskShape(),
+    sk.MaskShape("area"),
+    *(
+        sk.FeatureShift(feature, distance)
+        for feature in ("pointer", "memory", "image")
+        for distance in ("cosine", "l2")
+    ),
+    sk.Novelty(),
+    sk.Novelty("memory", "l2"),
+    sk.Surprise(),
+    sk.Spatiotemporal(),
+    sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(1.0, 0.5)),
+    sk.Combine((sk.MaskIoU(), sk.FrameDifference()), how="product", scale="z"),
+]
+SCORERS: list[Any] = [*CHANGES, sk.PredictedIoU(), sk.ObjectScore(), sk.Stability()]
+each_change = pytest.mark.parametrize("scorer", CHANGES, ids=repr)
+each = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+
+
+def frame(
+    seed: int = 0, size: int = 64, index: int = 0, device: str = "cpu", **edit: Callable[..., Any]
+) -> TrackedFrame:
+    """Random features, smooth random pixels and a square object; `edit` changes attributes or `image`."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng)
+
+    grid = max(1, size // 16)
+    image = torch.nn.functional.interpolate(draw(1, 3, grid * 2, grid * 2), (size, size), mode="bicubic")[0].sigmoid()
+    logits = torch.full((1, 1, max(1, size // 4), max(1, size // 4)), -6.0)
+    logits[..., size // 16 : size // 8 + 1, size // 16 : size // 8 + 1] = 6.0
+    values: dict[str, Any] = {
+        "image": image,
+        "image_embed": draw(1, 32, grid, grid),
+        "maskmem_features": draw(1, 16, grid, grid).bfloat16(),
+        "pred_masks": logits,
+        "candidate_masks": logits.expand(-1, 3, -1, -1),
+        "candidate_ious": draw(1, 3).sigmoid(),
+        "obj_ptr": draw(1, 32),
+        "object_score_logits": draw(1, 1),
+    }
+    values.update({key: make(values[key]) for key, make in edit.items()})
+    if device == "fake":
+        values = {key: torch.empty(value.shape, dtype=value.dtype, device="cuda") for key, value in values.items()}
+    else:
+        values = {key: value.to(device) for key, value in values.items()}
+    pixels = values.pop("image")
+    return TrackedFrame(frame_idx=index, shared=FrameMemo(lambda: pixels), **values)
+
+
+def history(before: TrackedFrame, records: int = 0) -> History:
+    names = ("mask_iou", "frame_difference")
+    past = [FrameRecord(i, 0.0, {name: 0.1 + 0.01 * (i % 3) for name in names}) for i in range(records)]
+    reference = before.reference()
+    return History(reference, reference, [reference], past)
+
+
+def change(scorer: Scorer, before: TrackedFrame, now: TrackedFrame, records: int = 0) -> float:
+    scorer.score(before, History())
+    score = scorer.score(now, history(before, records))
+    assert score.shape == ()
+    assert score.dtype == torch.float32
+    return float(score)
+
+
+@each
+def test_registered_named_and_rebuilt_from_its_repr(scorer: Any) -> None:
+    assert isinstance(scorer, Scorer)
+    assert sk.SCORERS[scorer.name] is type(scorer)
+    assert eval(repr(scorer), vars(sk)) == scorer
+    assert [field.name for field in dataclasses.fields(scorer)][-1] == "name"
+
+
+@each_change
+def test_same_frame_is_zero_and_no_reference_is_unknown(scorer: Any) -> None:
+    first = frame()
+    assert torch.isnan(scorer.score(first, History()))
+    assert abs(change(scorer, frame(), frame(index=1), records=8)) < 1e-6
+
+
+@each_change
+def test_another_frame_is_a_change(scorer: Any) -> None:
+    def move(logits: torch.Tensor) -> torch.Tensor:
+        out = torch.full_like(logits, -6.0)
+        out[..., 2:14, 5:8] = 6.0
+        return out
+
+    assert change(scorer, frame(0), frame(1, index=9, pred_masks=move), records=8) > 1e-3
+
+
+EXTREMES: dict[str, dict[str, Callable[..., Any]]] = {
+    "black": {"image": torch.zeros_like},
+    "white": {"image": torch.ones_like},
+    "no object": {"pred_masks": lambda x: torch.full_like(x, -1024.0)},
+    "all object": {"pred_masks": lambda x: torch.full_like(x, 10.0)},
+    "zero features": {key: torch.zeros_like for key in ("obj_ptr", "image_embed", "maskmem_features")},
+    "half": {key: lambda x: x.half() for key in ("image", "obj_ptr", "image_embed", "maskmem_features", "pred_masks")},
+    "bfloat16": {key: lambda x: x.bfloat16() for key in ("obj_ptr", "image_embed", "pred_masks", "candidate_ious")},
+}
+
+
+@each
+@pytest.mark.parametrize("kind", EXTREMES)
+@pytest.mark.parametrize("size", [1, 9, 48])
+def test_finite_on_extreme_input(scorer: Any, kind: str, size: int) -> None:
+    odd = EXTREMES[kind]
+    for before, now in ((odd, {}), ({}, odd), (odd, odd)):
+        value = change(scorer, frame(0, size, **before), frame(1, size, index=1, **now), records=8)
+        assert abs(value) < 1e6
+
+
+EMPTY = EXTREMES["no object"]
+OF_MASKS: list[Any] = [
+    sk.MaskIoU(),
+    sk.MaskShape(),
+    sk.MaskShape("area"),
+    sk.FeatureShift("memory"),
+    sk.FeatureShift("image", "l2"),
+    sk.Histogram(region="object"),
+    sk.Histogram(metric="correlation", region="object"),
+]
+
+
+@pytest.mark.parametrize("scorer", OF_MASKS, ids=repr)
+def test_one_empty_mask_is_one_and_two_are_zero(scorer: Any) -> None:
+    for before, now in ((EMPTY, {}), ({}, EMPTY)):
+        assert change(scorer, frame(**before), frame(index=1, **now)) == pytest.approx(1, abs=1e-6)
+    assert change(scorer, frame(**EMPTY), frame(3, index=1, **EMPTY)) == 0
+
+
+@pytest.mark.parametrize("scorer", [s for s in CHANGES if getattr(s, "region", "") == "object"], ids=repr)
+def test_object_region_ignores_changes_outside(scorer: Any) -> None:
+    """The object spans 64 to 132 px of 256; the dilated mask ends at 140."""
+    if isinstance(scorer, sk.OpticalFlow) or getattr(scorer, "compensate", False):
+        pytest.skip("motion is estimated on the whole frame")
+
+    def repaint(image: torch.Tensor) -> torch.Tensor:
+        out = image.clone()
+        out[:, :, 144:] = torch.rand(3, 256, 112, generator=torch.Generator().manual_seed(1))
+        out[:, 144:] = torch.rand(3, 112, 256, generator=torch.Generator().manual_seed(2))
+        return out
+
+    assert change(scorer, frame(0, 256), frame(0, 256, 1, image=repaint)) == 0
+    whole = dataclasses.replace(scorer, region="frame")
+    assert change(whole, frame(0, 256), frame(0, 256, 1, image=repaint)) > 0.05
+    inside = change(scorer, frame(0, 256), frame(0, 256, 1, image=lambda x: x.flip(1)))
+    assert inside > 1e-3
+
+
+def blob(dy: int, dx: int, scale: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    def make(logits: torch.Tensor) -> torch.Tensor:
+        out = torch.full((1, 1, 256, 256), -6.0)
+        out[..., dy : dy + 20 * scale, dx : dx + 30 * scale] = 6.0
+        out[..., dy + 5 * scale : dy + 15 * scale, dx + 10 * scale : dx + 30 * scale] = -6.0
+        return out
+
+    return make
+
+
+def test_mask_shape_ignores_translation_and_scale_but_not_shape() -> None:
+    start = frame(0, 64, pred_masks=blob(20, 30, 2))
+    shape, area, iou = sk.MaskShape(), sk.MaskShape("area"), sk.MaskIoU()
+    moved = frame(0, 64, 1, pred_masks=blob(120, 150, 2))
+    grown = frame(0, 64, 1, pred_masks=blob(20, 30, 4))
+    other = frame(0, 64, 1)
+    assert change(iou, start, moved) == 1
+    assert change(shape, start, moved) == 0
+    assert change(area, start, moved) == 0
+    assert change(shape, start, grown) < 0.06
+    assert change(area, start, grown) == pytest.approx(0.75)
+    assert change(shape, start, other) > 0.3
+
+
+def test_hue_and_saturation_ignore_brightness() -> None:
+    bright, dark = frame(0), frame(0, index=1, image=lambda x: x * 0.5)
+    assert change(sk.Histogram("hsv"), bright, dark) < 0.1
+    assert change(sk.Histogram("luminance"), bright, dark) > 0.5
+
+
+@pytest.mark.parametrize("scorer", [s for s in CHANGES if not isinstance(s, sk.OpticalFlow)], ids=repr)
+def test_under_autocast_the_same_number(scorer: Any) -> None:
+    plain = change(scorer, frame(0), frame(1, index=1), records=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert change(scorer, frame(0), frame(1, index=1), records=8) == plain
+
+
+def test_flow_under_autocast_the_same_number() -> None:
+    plain = change(sk.OpticalFlow(), frame(0), frame(1, index=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert change(sk.OpticalFlow(), frame(0), frame(1, index=1)) == plain
+
+
+@each
+def test_on_the_device_no_value_is_read(scorer: Any) -> None:
+    """Reading a value, branching on a tensor, boolean indexing and `nonzero` raise on fake tensors."""
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        before, now = (frame(0, 64, index, device="fake") for index in range(2))
+        scorer.score(before, History())
+        score = scorer.score(now, history(before, 8))
+    assert score.device.type == "cuda"
+    assert score.shape == ()
+
+
+@pytest.mark.gpu
+@each
+def test_on_cuda_nothing_waits_for_the_device(scorer: Any) -> None:
+    before, now = (frame(index, 64, index, device="cuda") for index in range(2))
+    scorer.score(before, History())  # the first call may load libraries
+    past = history(before, 8)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        score = scorer.score(now, past)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = change(scorer, frame(0), frame(1, index=1), records=8)
+    assert float(score) == pytest.approx(expected, abs=1e-3)
+
+
+class Count(TorchDispatchMode):
+    """Counts operations that compute; views launch nothing."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.total += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@each
+def test_at_most_sixty_operations(scorer: Any) -> None:
+    if isinstance(scorer, sk.OpticalFlow) or getattr(scorer, "compensate", False):
+        pytest.skip("motion estimation; the cost table reports it")
+    before, now = frame(0, 256), frame(1, 256, 1)
+    scorer.score(before, History())
+    with Count() as count:
+        scorer.score(now, history(before, 8))
+    assert count.total <= 60
+
+
+@each_change
+def test_eight_objects_each_get_the_number_of_one(scorer: Any) -> None:
+    alone = change(scorer, frame(0), frame(1, index=1), records=8)
+    before, now = frame(0), frame(1, index=1)
+    for _ in range(8):  # the frame's own results are shared, the object's are not
+        old = dataclasses.replace(before, kept={}, scratch={}, measured={})
+        new = dataclasses.replace(now, kept={}, scratch={}, measured={})
+        assert change(scorer, old, new, records=8) == alone
+
+
+def test_parts_are_recorded_and_computed_once() -> None:
+    both = sk.Combine((sk.MaskIoU(), sk.Spatiotemporal(sk.MaskIoU())), how="max", name="both")
+    before, now = frame(0), frame(0, index=4, pred_masks=torch.neg)
+    both.score(before, History())
+    now.measure(both, history(before))
+    assert {name: float(value) for name, value in now.measured.items()} == pytest.approx(
+        {"mask_iou": 1.0, "spatiotemporal": 4.0, "both": 4.0}
+    )
+
+
+def test_surprise_counts_standard_deviations_above_the_mean() -> None:
+    past = [FrameRecord(i, 0.0, {"mask_iou": value}) for i, value in enumerate([0.1, 0.3] * 5)]
+    before, now = frame(0), frame(0, index=1, pred_masks=torch.neg)
+    scorer = sk.Surprise(sk.MaskIoU())
+    scorer.score(before, History())
+    reference = before.reference()
+    assert float(scorer.score(now, History(reference, reference, [], past))) == pytest.approx((1 - 0.2) / 0.1, rel=1e-4)
+    assert float(scorer.score(now, History(reference, reference, [], past[:4]))) == 0
+
+
+def test_novelty_is_the_distance_to_the_closest_keyframe() -> None:
+    frames = [frame(seed, index=seed) for seed in range(4)]
+    for item in frames:
+        sk.FeatureShift().score(item, History())
+    references = [item.reference() for item in frames[:3]]
+    single = [float(sk.FeatureShift().score(frames[3], History(keyframe=one))) for one in references]
+    assert float(sk.Novelty().score(frames[3], History(keyframes=references))) == pytest.approx(min(single), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: sk.MaskIoU(reference="first"),  # type: ignore[arg-type]
+        lambda: sk.SSIM(region="mask"),  # type: ignore[arg-type]
+        lambda: sk.Histogram(bins=(4, 4, 4)),
+        lambda: sk.Histogram("rgb", bins=64),
+        lambda: sk.FrameDifference(noise_floor=-1),
+        lambda: sk.OpticalFlow("percentile", 120),
+        lambda: sk.Stability(0),
+        lambda: sk.Combine((sk.MaskIoU(),)),
+        lambda: sk.Combine((sk.MaskIoU(), sk.MaskIoU(reference="previous"))),
+        lambda: sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(1.0,)),
+        lambda: sk.Surprise(window=2),
+    ],
+)
+def test_bad_choices_are_refused(build: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=r"choose|give|takes|share"):
+        build()
