@@ -17,12 +17,12 @@ from sam2_keyframe._draw import need
 from sam2_keyframe._models import RANDOM_MODEL, default_device, load_model
 from sam2_keyframe._options import Prompt
 from sam2_keyframe._output import Video, check_place, new_folder, write_mask
-from sam2_keyframe._track import CTRL_C, FPS, sweep, track
+from sam2_keyframe._track import CTRL_C, FPS, new_state, sweep, track
 from sam2_keyframe.methods import make_method
 from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.stats import MIB
 from sam2_keyframe.synthetic import Clip, make_clip
-from sam2_keyframe.video import FrameSource, init_state
+from sam2_keyframe.video import FrameSource
 
 METHODS = ("stock", "keyframe")
 CHALLENGE = "long"
@@ -144,7 +144,7 @@ def _compare(predictor: Any, progress: Callable[[int, int], None]) -> dict[str, 
         clip = make_clip(CHALLENGE, seed, frames=FRAMES, size=SIZE, photos=False)
         for name in METHODS:
             with FrameSource(clip.frames) as source, wrap(predictor, name):
-                state = init_state(predictor, source)
+                state = new_state(predictor, source)
                 prompt = Prompt(0, 1, mask=clip.masks[0] == 1)
                 masks = [(logits[0, 0] > 0).cpu().numpy() for *_, logits in sweep(predictor, state, source, [prompt])]
                 scores[name].append(score(clip, masks, memory_stats(state)[1].rows))

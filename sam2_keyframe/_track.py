@@ -96,7 +96,7 @@ def track(
         list(dict.fromkeys([*(scorer.name for scorer in method.scorers()), *BASE_SCORES])) if method.observes else []
     )
     (folder / "masks").mkdir()
-    state = init_state(predictor, source)
+    state = new_state(predictor, source)
     try:
         with (
             closing(Table(folder / TABLE, names)) as table,
@@ -126,6 +126,12 @@ def track(
         report.stopped = str(error)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def new_state(predictor: Any, source: FrameSource) -> dict[str, Any]:
+    """Return an inference state over a lazily read video, made in the precision that it is tracked in."""
+    with _precision(torch.device(predictor.device)):
+        return init_state(predictor, source)
 
 
 @torch.inference_mode()
