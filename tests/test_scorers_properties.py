@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sam2_keyframe import scorers as sk
 from sam2_keyframe.types import FrameMemo, FrameRecord, History, Scorer, TrackedFrame
 
+FAKE = "cuda" if torch.backends.cuda.is_built() else "meta"
+"""Where tensors have no values: indexing fake CUDA tensors needs a build of torch with CUDA, `meta` does not."""
 CHANGES: list[Any] = [
     sk.FrameDifference(),
     sk.FrameDifference(colour=True, noise_floor=0, region="object"),
@@ -72,7 +75,7 @@ def frame(
     }
     values.update({key: make(values[key]) for key, make in edit.items()})
     if device == "fake":
-        values = {key: torch.empty(value.shape, dtype=value.dtype, device="cuda") for key, value in values.items()}
+        values = {key: torch.empty(value.shape, dtype=value.dtype, device=FAKE) for key, value in values.items()}
     else:
         values = {key: value.to(device) for key, value in values.items()}
     pixels = values.pop("image")
@@ -221,15 +224,36 @@ def test_flow_under_autocast_the_same_number() -> None:
         assert change(sk.OpticalFlow(), frame(0), frame(1, index=1)) == plain
 
 
+def fake_tensors() -> Any:
+    return FakeTensorMode() if FAKE == "cuda" else contextlib.nullcontext()
+
+
 @each
 def test_on_the_device_no_value_is_read(scorer: Any) -> None:
-    """Reading a value, branching on a tensor, boolean indexing and `nonzero` raise on fake tensors."""
-    with FakeTensorMode(allow_non_fake_inputs=False):
+    """On tensors without values, reading or branching on one raises, and a result on another device shows."""
+    with fake_tensors():
         before, now = (frame(0, 64, index, device="fake") for index in range(2))
         scorer.score(before, History())
-        score = scorer.score(now, history(before, 8))
-    assert score.device.type == "cuda"
+        past = history(before, 8)
+        score = scorer.score(now, past)
+    assert score.device.type == FAKE
     assert score.shape == ()
+    assert {value.device.type for value in past.keyframe.values.values()} <= {FAKE}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: 1 if x.sum() > 0 else 2,
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x + torch.ones(x.shape),
+    ],
+)
+def test_the_check_above_can_fail(read: Callable[[torch.Tensor], Any]) -> None:
+    with fake_tensors(), pytest.raises((RuntimeError, NotImplementedError)):
+        read(frame(device="fake").obj_ptr)
 
 
 @pytest.mark.gpu
