@@ -206,3 +206,12 @@ def test_the_module_runs_as_a_script() -> None:
     done = subprocess.run([sys.executable, "-m", "sam2_keyframe.cli", "track"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("sam2-keyframe: error: ")
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    import subprocess
+
+    command = f"{sys.executable} -m sam2_keyframe.cli list | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("methods")
