@@ -1,0 +1,127 @@
+"""What reading frames as they are needed adds to the time of a frame, against frames that are in memory already.
+
+    python -m benchmarks.loader            # writes results/long_video/loader.json
+
+480p JPEGs and H.264, the micro model at 256 px; lazy and preloaded frames take turns, one frame each, in the same
+process, each with an inference state of its own. Also the time to the first mask of a 10,000-frame video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.long_video import RESULTS, footage, write_folder, write_video
+
+SIZE = (480, 854)
+
+
+def frames_480p(count: int) -> Iterator[np.ndarray]:
+    """Return generated frames scaled to 854x480."""
+    from PIL import Image
+
+    for frame in footage(count, 256)[0]:
+        yield np.asarray(Image.fromarray(frame).resize(SIZE[::-1]))
+
+
+def states(predictor: Any, source: Path) -> dict[str, Any]:
+    """Return a lazy state, and one whose frames were read beforehand by the same code; both with an object."""
+    from sam2_keyframe.video import init_state
+
+    found = {"lazy": init_state(predictor, source), "preloaded": init_state(predictor, source)}
+    held = found["preloaded"]["images"]
+    found["preloaded"]["images"] = torch.stack([held[t] for t in range(len(held))])
+    held.source.close()
+    for state in found.values():
+        predictor.add_new_points_or_box(state, 0, 1, box=np.array([300.0, 150.0, 550.0, 350.0]))
+    return found
+
+
+def take_turns(predictor: Any, source: Path, warmup: int = 10) -> dict[str, float]:
+    """Return milliseconds a frame (medians), their ratio, and the time of the reading alone without a model."""
+    from sam2_keyframe.video import FrameSource, LazyFrames, without_bars
+
+    seconds: dict[str, list[float]] = {"lazy": [], "preloaded": []}
+    with without_bars():
+        both = states(predictor, source)
+        tracking = {name: predictor.propagate_in_video(state) for name, state in both.items()}
+        for t in range(both["lazy"]["num_frames"]):
+            for name in ("lazy", "preloaded") if t % 2 else ("preloaded", "lazy"):
+                start = time.perf_counter()
+                next(tracking[name])
+                seconds[name].append(time.perf_counter() - start)
+    both["lazy"]["images"].source.close()
+    with FrameSource(source) as frames:
+        images = LazyFrames(frames, predictor.image_size, predictor.device)
+        start = time.perf_counter()
+        for t in range(len(images)):
+            images[t]
+        alone = (time.perf_counter() - start) / len(images)
+    lazy, ready = (seconds[name][warmup:] for name in ("lazy", "preloaded"))
+    return {
+        "lazy_ms": 1000 * statistics.median(lazy),
+        "preloaded_ms": 1000 * statistics.median(ready),
+        "median_ratio": statistics.median(lazy) / statistics.median(ready),
+        "total_ratio": sum(lazy) / sum(ready),
+        "reading_alone_ms": 1000 * alone,
+    }
+
+
+def first_mask(predictor: Any, path: Path) -> dict[str, float]:
+    """Return seconds until a long video can be prompted, and until its first two masks are there."""
+    from sam2_keyframe.video import init_state, without_bars
+
+    start = time.perf_counter()
+    state = init_state(predictor, path)
+    opened = time.perf_counter() - start
+    predictor.add_new_points_or_box(state, 0, 1, box=np.array([30.0, 30.0, 90.0, 90.0]))
+    with without_bars():
+        tracking = predictor.propagate_in_video(state)
+        next(tracking)
+        next(tracking)
+    seconds = {"frames": len(state["images"]), "opened_s": opened, "two_masks_s": time.perf_counter() - start}
+    state["images"].source.close()
+    return seconds
+
+
+def main() -> None:
+    from sam2_keyframe.micro import load_micro_predictor
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    threads = torch.get_num_threads()
+    predictor = load_micro_predictor(args.device, image_size=256)
+    found: dict[str, Any] = {
+        "frames": args.frames, "frame_size": "854x480", "image_size": 256, "device": args.device,
+        "torch_threads": threads, "cores": os.cpu_count(), "torch": torch.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        base = Path(folder)
+        write_folder(base / "frames", frames_480p(args.frames))
+        write_video(base / "clip.mp4", frames_480p(args.frames))
+        write_video(base / "long.mp4", footage(10_000, 128)[0])
+        found["folder"] = take_turns(predictor, base / "frames")
+        found["video"] = take_turns(predictor, base / "clip.mp4")
+        found["first_mask"] = first_mask(predictor, base / "long.mp4")
+    args.results.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1, default=float)
+    (args.results / "loader.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
