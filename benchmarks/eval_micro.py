@@ -2,6 +2,7 @@
 
     python -m benchmarks.eval_micro clips            # J&F on eval_micro_set, the signals, the trivial trackers
     python -m benchmarks.eval_micro real --root DIR  # J&F on a folder laid out as DAVIS, first 40 frames
+    python -m benchmarks.eval_micro prompts          # clicks and boxes in the prompted frame
     python -m benchmarks.eval_micro speed            # frames a second and loading time
     python -m benchmarks.eval_micro sheet            # a contact sheet of overlays
 
@@ -229,6 +230,28 @@ def run_real(predictor: Any, root: Path, trivial: bool, frames: int = 40) -> dic
     }
 
 
+def run_prompts(predictor: Any) -> dict[str, float]:
+    """Mean IoU in percent in the prompted frame itself of the evaluation clips: one click, a box, a filled box."""
+    found: dict[str, list[float]] = {"one click": [], "box": [], "box, filled in (no model)": []}
+    for challenge, seed in fixed.CLIPS:
+        clip = make_clip(challenge, seed, fixed.FRAMES, fixed.SIZE, fixed.OBJECTS, times=[0])
+        truth = clip.masks[0] > 0
+        inside = np.argwhere(truth)
+        row, column = inside[np.abs(inside - inside.mean(0)).sum(1).argmin()]
+        (top, left), (bottom, right) = inside.min(0), inside.max(0) + 1
+        filled = np.zeros_like(truth)
+        filled[top:bottom, left:right] = True
+        found["box, filled in (no model)"].append(jaccard(filled, truth))
+        prompts: dict[str, dict[str, Any]] = {
+            "one click": {"points": [[column, row]], "labels": [1]},
+            "box": {"box": [left, top, right, bottom]},
+        }
+        for name, prompt in prompts.items():
+            _, _, logits = predictor.add_new_points_or_box(start(predictor, clip.frames), 0, 1, **prompt)
+            found[name].append(jaccard(logits[0, 0].numpy() > 0, truth))
+    return {name: round(100 * float(np.mean(values)), 1) for name, values in found.items()}
+
+
 def run_speed(frames: int = 48) -> dict[str, float]:
     """Median frames a second for one object, two threads, and seconds to load, here and now."""
     torch.set_num_threads(2)
@@ -271,7 +294,7 @@ def sheet(predictor: Any, columns: int = 8) -> Frames:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("clips", "real", "speed", "sheet"))
+    parser.add_argument("what", choices=("clips", "real", "prompts", "speed", "sheet"))
     parser.add_argument("--weights", type=Path, help="a training checkpoint")
     parser.add_argument("--root", type=Path, default=Path("../shared/data/vos-mini"))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -282,6 +305,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.what == "speed":
         result: dict[str, Any] = run_speed()
+    elif args.what == "prompts":
+        result = run_prompts(load(args.weights))
     elif args.what == "sheet":
         image = sheet(load(args.weights))
         cv2.imwrite(str(args.out / "contact_sheet.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

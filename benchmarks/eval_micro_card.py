@@ -45,6 +45,9 @@ def figures(folder: Path = RESULTS) -> str:
         )
     if real := read("real"):
         parts.append("### Real clips (first 40 frames)\n\n" + accuracy(real))
+    if prompts := read("prompts"):
+        text = table(["prompt", "mean IoU in its own frame"], list(map(list, prompts.items())))
+        parts.append("### Clicks and boxes (first frames of the evaluation clips)\n\n" + text)
     if methods := read("methods"):
         rows = [[name, value] for name, value in methods["mean J&F"].items()]
         text = table(["method", f"mean J&F of {methods['clips']} clips"], rows)
