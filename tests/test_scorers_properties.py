@@ -211,6 +211,13 @@ def test_hue_and_saturation_ignore_brightness() -> None:
     assert change(sk.Histogram("luminance"), bright, dark) > 0.5
 
 
+def test_flow_ignores_a_change_of_light() -> None:
+    moved = change(sk.OpticalFlow(), frame(0, 128), frame(0, 128, 1, image=lambda x: x.roll(5, 2)))
+    darker = change(sk.OpticalFlow(), frame(0, 128), frame(0, 128, 1, image=lambda x: 0.6 * x + 0.05))
+    assert darker < 0.1 / 128
+    assert moved > 3 / 128
+
+
 @pytest.mark.parametrize("scorer", [s for s in CHANGES if not isinstance(s, sk.OpticalFlow)], ids=repr)
 def test_under_autocast_the_same_number(scorer: Any) -> None:
     plain = change(scorer, frame(0), frame(1, index=1), records=8)

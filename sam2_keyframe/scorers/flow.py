@@ -84,6 +84,18 @@ class _Level:
         mean = (error.square() * inside).sum() / inside.sum().clamp(min=1)
         return torch.where(inside.mean() < 0.25, torch.inf, mean)
 
+    def exposure(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gain and the offset that bring b, moved by an affine flow, closest to a."""
+        error, inside = self.error(self.affine(parameters))
+        weight = inside / (1 + (error / 0.2).square()).square()
+        weight = weight / weight.sum().clamp(min=1e-6)
+        warped = self.a - error
+        mean_a, mean_b = (weight * self.a).sum(), (weight * warped).sum()
+        covariance = (weight * (self.a - mean_a) * (warped - mean_b)).sum()
+        variance = (weight * (warped - mean_b).square()).sum()
+        gain = ((covariance + 1e-5) / (variance + 1e-5)).clamp(0.5, 2)
+        return gain, mean_a - mean_b * gain
+
     def fit(self, parameters: Tensor, steps: int) -> Tensor:
         """Return the affine parameters after robust Gauss-Newton steps."""
         slopes = torch.cat([self.gx * self.basis, self.gy * self.basis]).flatten(1) * self.side
@@ -136,12 +148,16 @@ def dense_flow(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         (2, h, w) float32: x to the right, y down, in pixels. Where b does not show what a shows (occlusion, beyond
-        the border) it continues the motion around.
+        the border) it continues the motion around. A gain and an offset of the whole picture, as by a
+        change of light, are estimated along with it and do not count as motion.
 
     Source: the affine fit follows J. Bergen et al., Hierarchical Model-Based Motion Estimation, 1992; the local part
     B. Lucas and T. Kanade, 1981, as a pyramid (J.-Y. Bouguet, 2000).
     """
-    levels = _pyramid(a, b)
+    spread_a, spread_b = (plane.std(correction=0).clamp(min=0.01) for plane in (a, b))
+    gain = spread_a / spread_b
+    offset = a.mean() - b.mean() * gain
+    levels = _pyramid(a, b * gain + offset)
     middle = levels[min(2, len(levels) - 1)]
     still = torch.zeros(2, 3, device=a.device)
     shift = still + pad((translation(middle.a, middle.b) / middle.side)[:, None], (0, 2))
@@ -156,11 +172,16 @@ def dense_flow(a: Tensor, b: Tensor) -> Tensor:
     best = fits[0]
     for other in fits[1:]:
         best = torch.where(middle.mismatch(other) < middle.mismatch(best), other, best)
+    # Less than this the estimate's own error would cost more than the light does.
+    more, rest = middle.exposure(best)
+    steady = ((more * gain - 1).abs() < 0.05) & ((more * offset + rest).abs() < 0.03)
+    more, rest = torch.where(steady, 1 / gain, more), torch.where(steady, -offset / gain, rest)
     own = torch.zeros_like(levels[-1].basis[:2])
     for level, (sigma, steps) in reversed(list(zip(levels, WINDOWS, strict=False))):
         if own.shape[1:] != level.a.shape:
             scale = level.side / max(own.shape[1:])
             own = interpolate(own[None], level.a.shape, mode="bilinear", align_corners=False)[0] * scale
+        level.b = level.b * more + rest
         flow = level.affine(best)
         own = level.refine(flow, own, sigma, steps)
     return flow + own
