@@ -53,7 +53,8 @@ def figures(folder: Path = RESULTS) -> str:
         text = table(["method", f"mean J&F of {methods['clips']} clips"], rows)
         if gap := methods.get("best against worst of equally many memories"):
             best, worst, mean, low, high = gap
-            text += f"\n\n`{best}` minus `{worst}`, paired by clip: {mean} J&F, 95 % interval {low} to {high}."
+            text += f"\n\n`{best}` minus `{worst}`, paired by clip: {mean} J&F, 95 % interval {low} to {high} "
+            text += "(best and worst picked by these same means)."
         parts.append("### Memory methods on long occlusion clips (72 frames)\n\n" + text)
     if speed := read("speed"):
         parts.append("### Speed (two CPU cores)\n\n" + table(["measure", "value"], list(map(list, speed.items()))))

@@ -163,7 +163,7 @@ def test_every_temporal_row_gets_gradient_from_one_eight_frame_clip(tmp_path: Pa
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_training_from_the_command_line_resumes(tmp_path: Path, processes: str) -> None:
     options = ["--out", str(tmp_path), "--frames", "4", "--processes", processes]
-    command = [sys.executable, train_micro.__file__, *options, "--stages"]
+    command = [sys.executable, "-m", "benchmarks.train_micro", *options, "--stages"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for steps in ("64:10:2", "64:20:2"):
         subprocess.run([*command, steps], check=True, capture_output=True, env=environment)
