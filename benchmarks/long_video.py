@@ -170,7 +170,7 @@ def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
     """Return range and slope of each column after frame 2,000 (the first fifth of a shorter run)."""
     last = rows[-1]["frame"]
     warm = [row for row in rows if row["frame"] >= min(2000, last / 5)]
-    found: dict[str, Any] = {"frames": int(last), "frames_per_second": round(last / rows[-1]["seconds"], 1)}
+    found: dict[str, Any] = {"frames": int(last)}
     for name in ("frames_mib", "bank_mib", "entries", "bookkeeping", "rss_mib", "objects", "tensors", "tensor_mib"):
         points = [(row["frame"], row[name]) for row in warm if name in row]
         if len(points) > 1:
