@@ -102,6 +102,7 @@ class Sam2Patch:
         self._wrap("_run_single_frame_inference", self._write)
         self._wrap("propagate_in_video_preflight", self._preflight)
         self._wrap("clear_all_prompts_in_frame", self._clear_prompts)
+        self._supply_clearing()
         if self.method.observes:
             self._wrap("_run_memory_encoder", self._encode_prompt)
             self._wrap("track_step", self._encode)
@@ -136,6 +137,21 @@ class Sam2Patch:
 
         attributes[name] = wrapped
         self._undo.append(restore)
+
+    def _supply_clearing(self) -> None:
+        """Supply the method that `clear_non_cond_mem_around_input` calls and SAM 2 does not have (its issue 571)."""
+        name, model = "_clear_obj_non_cond_mem_around_input", self.predictor
+        if hasattr(model, name):
+            return
+
+        def clear(state: Mapping[str, Any], frame_idx: int, obj_idx: int) -> None:
+            around = model.num_maskmem * model.memory_temporal_stride_for_eval
+            tracked = state["output_dict_per_obj"][obj_idx]["non_cond_frame_outputs"]
+            for near in range(frame_idx - around, frame_idx + around + 1):
+                tracked.pop(near, None)
+
+        vars(model)[name] = clear
+        self._undo.append(lambda: vars(model).pop(name))
 
     # -- banks --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,199 @@
+"""What a bank takes and costs: bounded bytes, few tensor operations, one host read; and that it follows the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_predictor, write_frames
+from sessions import run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sam2_keyframe as sk
+from sam2_keyframe.bank import Pending
+from sam2_keyframe.plugin import KEY
+from sam2_keyframe.synthetic import make_clip
+
+LONG = 300
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A clip repeated forth and back over 300 frames."""
+    clip = make_clip("deformation", seed=2, frames=50, size=64)
+    order = [min(i % 98, 98 - i % 98) for i in range(LONG)]
+    return write_frames(tmp_path_factory.mktemp("long"), clip.frames[order]), clip
+
+
+def _device_bytes(state: Any) -> int:
+    """Return the bytes of unique storages reachable from an object's output_dict, past mask logits left out."""
+    storages: dict[int, int] = {}
+
+    def walk(value: Any, depth: int = 0) -> None:
+        if isinstance(value, torch.Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, dict):
+            for item in list(value.values()):
+                walk(item, depth + 1)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item, depth + 1)
+        elif hasattr(value, "values") and hasattr(value, "frame_idx"):  # a reference
+            walk(dict(value.values), depth + 1)
+
+    output_dict = state["output_dict_per_obj"][0]
+    bank = output_dict.get(KEY)
+    for frame_idx, entry in output_dict["non_cond_frame_outputs"].items():
+        gone = bank is not None and bank.method.retain == "bank" and frame_idx not in bank.entries
+        moved = bank is not None and frame_idx in bank.moved
+        if not gone:
+            walk({name: value for name, value in entry.items() if not (moved and name == "pred_masks")})
+    walk(output_dict["cond_frame_outputs"])
+    if bank is not None:
+        walk([bank.history.keyframe, bank.history.previous, *bank.prompts.values(), *bank.references.values()])
+        walk(bank.pending.reference if bank.pending else None)
+    shared = next(iter(output_dict["cond_frame_outputs"].values()))["maskmem_pos_enc"][-1].untyped_storage()
+    storages.pop(shared.data_ptr(), None)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("method", ["stock", "window", "keyframe"])
+def test_bounded_memory(method: str, long_video: Any) -> None:
+    """Constant after frame 16 under window; under keyframe never above its bound; linear under stock."""
+    folder, clip = long_video
+    model = make_predictor(64)
+    counted, told, keyframes = [], [], 0
+    with sk.wrap(model, method, **({"keep": 0.002, "gate": sk.Visible()} if method == "keyframe" else {})):
+        state = model.init_state(str(folder))
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        for _ in model.propagate_in_video(state):
+            if 1 in sk.memory_stats(state) and sk.memory_stats(state)[1].last:
+                counted.append(_device_bytes(state))
+                told.append(sk.memory_stats(state)[1].last.memory.nbytes)
+                keyframes = sk.memory_stats(state)[1].keyframes
+    entry = next(iter(state["output_dict_per_obj"][0]["cond_frame_outputs"].values()))
+    whole = sum(entry[k].nbytes for k in ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits"))
+    if method == "stock":
+        assert counted == [whole * (index + 2) for index in range(LONG - 1)] == told
+    elif method == "window":
+        assert len(set(counted[16:])) == len(set(told[16:])) == 1
+        assert counted[-1] == told[-1] == 7 * whole + 9 * (entry["obj_ptr"].nbytes + 4)
+    else:
+        assert keyframes > 20
+        # Six memories, the frame being decided, the prompt; pointers of 15 frames; the masks of four references.
+        bound = 8 * whole + 15 * (entry["obj_ptr"].nbytes + 4) + 4 * entry["pred_masks"].numel()
+        assert max(told) <= bound
+        assert max(counted) <= bound
+        assert len(set(told[100:])) <= 3  # the newest keyframe and the newest frame may be one reference or two
+        assert max(told[100:]) - min(told[100:]) <= 0.1 * bound
+        mask = entry["pred_masks"].numel()  # told while the frame was undecided: one reference more
+        assert all(a <= b <= a + mask for a, b in zip(counted, told, strict=True))
+    assert len(sk.memory_stats(state)[1].rows) == LONG - 1
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _operations(model: Any, folder: Any, clip: Any, frames: int = 30) -> list[list[str]]:
+    state = model.init_state(str(folder))
+    model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+    tracking = model.propagate_in_video(state)
+    next(tracking)
+    found = []
+    for _ in range(frames):
+        with _Operations() as operations:
+            next(tracking)
+        found.append(operations.names)
+    return found
+
+
+@pytest.mark.parametrize(("method", "overrides", "most"), [("window", {}, 5), ("keyframe", {"keep": float("inf")}, 80)])
+def test_added_operations(method: str, overrides: dict[str, Any], most: int, long_video: Any) -> None:
+    """Counted on each frame once the bank is full, attended memories equal to stock's."""
+    model = make_predictor(64)
+    bare = _operations(model, *long_video)
+    with sk.wrap(model, method, **overrides):
+        ours = _operations(model, *long_video)
+    added = [len(a) - len(b) for a, b in zip(ours[18:], bare[18:], strict=True)]
+    assert max(added) <= most
+    if method == "keyframe":
+        assert min(added) > 0
+    reads = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
+    for a, b in zip(ours, bare, strict=True):
+        assert sum(any(r in n for r in reads) for n in a) == sum(any(r in n for r in reads) for n in b)
+
+
+def test_one_host_read_a_frame_and_object(
+    monkeypatch: pytest.MonkeyPatch, predictor: Any, clip_folder: Any, clip: Any
+) -> None:
+    """Scores reach the host in `Pending.read` alone: once for each frame and object."""
+    reads: list[int] = []
+    read = Pending.read
+
+    def counted(pending: Pending) -> dict[str, float]:
+        reads.append(pending.frame_idx)
+        return read(pending)
+
+    monkeypatch.setattr(Pending, "read", counted)
+    sk.wrap(predictor)
+    state = run(predictor, "two_objects", clip_folder, clip)[2][0]
+    sk.memory_stats(state)
+    assert sorted(reads) == sorted([*range(1, 15), *range(1, 15)])
+
+
+def test_scores_do_not_depend_on_autocast(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """The mask IoU of given masks is computed in float32 inside a user's autocast."""
+    sk.wrap(predictor)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = run(predictor, "forward", clip_folder, clip)[2][0]
+    bank = state["output_dict_per_obj"][0][KEY]
+    assert all(value == value for row in sk.memory_stats(state)[1].rows for value in row.scores.values())
+    assert all(r.dtype in (torch.bool, torch.uint8, torch.float32) for r in bank.history.keyframe.values.values())
+
+
+def test_a_corrected_frame_becomes_a_keyframe(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    sk.wrap(predictor, "keyframe", keep=10.0)
+    state = run(predictor, "correction", clip_folder, clip, lambda part: None)[2][0]
+    attended = [row.attended for row in sk.memory_stats(state)[1].rows if row.frame_idx == 13]
+    assert 8 in attended[-1]
+
+
+def test_the_hosts_dict_is_the_truth(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """A frame that the user takes out of SAM 2's dict is forgotten; one that is prompted leaves the bank."""
+    sk.wrap(predictor, "keyframe", keep=0.0, gate=sk.Always())
+    state = predictor.init_state(str(clip_folder))
+    predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+    for _ in predictor.propagate_in_video(state, max_frame_num_to_track=10):
+        pass
+    bank = state["output_dict_per_obj"][0][KEY]
+    held = [record.frame_idx for record in bank.buffer]
+    assert len(held) == 5
+    del state["output_dict_per_obj"][0]["non_cond_frame_outputs"][held[0]]
+    predictor.add_all_frames_to_correct_as_cond = True
+    predictor.add_new_mask(state, held[1], 1, torch.from_numpy(clip.masks[held[1]] == 1))
+    for _ in predictor.propagate_in_video(state, start_frame_idx=11, max_frame_num_to_track=0):
+        pass
+    row = sk.memory_stats(state)[1].last
+    assert row is not None
+    assert held[0] not in row.attended
+    assert held[1] in row.attended  # as a prompt
+    assert held[1] not in bank.entries
+    assert held[0] not in [record.frame_idx for record in bank.buffer]
+
+
+def test_clearing_around_a_correction_works_while_wrapped(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    predictor.clear_non_cond_mem_around_input = True
+    with pytest.raises(AttributeError, match="_clear_obj_non_cond_mem_around_input"):
+        run(predictor, "correction", clip_folder, clip)
+    for method in ("stock", "keyframe"):
+        with sk.wrap(predictor, method):
+            seen = run(predictor, "correction", clip_folder, clip)[0]
+        assert all(masks.isfinite().all() for *_, masks in seen)
