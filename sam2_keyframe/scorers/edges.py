@@ -57,8 +57,8 @@ class EdgeChangeRatio:
     Attributes:
         threshold: Least Sobel gradient of an edge, in 8-bit levels: a step of 1 level has gradient 4.
         radius: Displacement that is forgiven, in pixels at scoring resolution.
-        compensate: Shift the reference's edges by the frames' translation first; edges without a counterpart on
-            the other frame then do not count.
+        compensate: Also shift the reference's edges by the frames' translation, edges that only one of the frames
+            can show left out, and take the smaller ratio.
         reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
         region: Over the whole `"frame"` or the `"object"` (its dilated mask, now and at the reference).
         name: Name of the score in records, filters and tables.
@@ -92,11 +92,16 @@ class EdgeChangeRatio:
         if before is None or old_luma is None or (self.region == "object" and region is None):
             return frame.unknown()
         new, old = now.float(), before.float()
-        if self.compensate:
-            old, shared = _shift(old, translation(luma, old_luma))
-            new = new * shared
         if region is not None:
-            new, old = new * region, old * region
+            new = new * region
+        still = self._ratio(new, old if region is None else old * region)
+        if not self.compensate:
+            return still
+        moved, shared = _shift(old, translation(luma, old_luma))
+        # A large object near the centre can outweigh the background in the registration.
+        return still.minimum(self._ratio(new * shared, moved if region is None else moved * region))
+
+    def _ratio(self, new: Tensor, old: Tensor) -> Tensor:
         both = torch.stack([new, old])
         unmatched = both * (1 - dilate(both, self.radius).flip(0))
         return (unmatched.sum((1, 2)) / both.sum((1, 2)).clamp(min=1)).amax()
