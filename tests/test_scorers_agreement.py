@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sam2_keyframe import scorers as sk
+from sam2_keyframe.scorers.dense_flow import dense_flow, translation
 from sam2_keyframe.scorers.edges import edges
-from sam2_keyframe.scorers.flow import dense_flow, translation
 from sam2_keyframe.scorers.masks import canonical
 from sam2_keyframe.types import FrameMemo, History, TrackedFrame
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +87,7 @@ def history(before: TrackedFrame, records: int = 0) -> History:
     names = ("mask_iou", "frame_difference")
     past = [FrameRecord(i, 0.0, {name: 0.1 + 0.01 * (i % 3) for name in names}) for i in range(records)]
     reference = before.reference()
-    return History(reference, reference, [reference], past)
+    return History(reference, reference, [reference], deque(past, maxlen=300))  # as the bank keeps them
 
 
 def change(scorer: Scorer, before: TrackedFrame, now: TrackedFrame, records: int = 0) -> float:

@@ -26,7 +26,7 @@ def standardise(value: Tensor, name: str, records: Sequence[FrameRecord], window
     `WARM_UP` of them the result is 0. The standard deviation counts as at least 1e-3 and 1 % of the mean, so that
     a still scene does not make rounding look unusual.
     """
-    past = [score for record in records[-window:] if math.isfinite(score := record.scores.get(name, math.nan))]
+    past = [score for record in list(records)[-window:] if math.isfinite(score := record.scores.get(name, math.nan))]
     if len(past) < WARM_UP:
         return value * 0
     mean = sum(past) / len(past)

@@ -18,7 +18,7 @@ from sam2_keyframe.scorers._common import (
     in_float32,
     region_of,
 )
-from sam2_keyframe.scorers.flow import translation
+from sam2_keyframe.scorers.dense_flow import translation
 from sam2_keyframe.scorers.pixels import luminance, luminance_at
 from sam2_keyframe.types import History, TrackedFrame
 
