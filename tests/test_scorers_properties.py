@@ -331,6 +331,7 @@ def test_surprise_counts_standard_deviations_above_the_mean() -> None:
 
 
 def test_novelty_is_the_distance_to_the_closest_keyframe() -> None:
+    assert sk.Novelty.all_keyframes  # or the bank keeps the prompts' descriptions alone
     frames = [frame(seed, index=seed) for seed in range(4)]
     for item in frames:
         sk.FeatureShift().score(item, History())

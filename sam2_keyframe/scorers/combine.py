@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,9 @@ class Novelty:
     feature: Literal["pointer", "memory", "image"] = "pointer"
     distance: Literal["cosine", "l2"] = "cosine"
     name: str = "novelty"
+
+    all_keyframes: ClassVar[bool] = True
+    """Tells the bank to keep what was described of every keyframe, not of the last alone."""
 
     def __post_init__(self) -> None:
         FeatureShift(self.feature, self.distance)
