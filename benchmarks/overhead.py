@@ -1,0 +1,170 @@
+"""What the plugin itself costs: time inside our code, and device bytes over 300 frames.
+
+`python -m benchmarks.overhead` writes benchmarks/results/overhead/*.json. Time: two equal predictors, one of them
+wrapped, track the same clip frame by frame in turn; the attended memories are pinned to stock's, so that fewer of them
+cannot hide the cost. Bytes: the 300 frames are one clip repeated forth and back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sam2_keyframe as sk
+from sam2_keyframe.micro import load_micro_predictor
+from sam2_keyframe.patches.sam2 import Sam2Patch
+from sam2_keyframe.synthetic import make_clip
+from sam2_keyframe.video import init_state, without_bars
+
+RESULTS = Path(__file__).parent / "results" / "overhead"
+PINNED = {
+    "window": sk.make_method("window"),
+    "keyframe": sk.make_method("keyframe", keep=float("inf")),
+}
+
+
+class Clock:
+    """Seconds spent in our wrappers, the host's own methods inside them left out."""
+
+    def __init__(self) -> None:
+        self.own = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time every wrapper that is put in place in this block."""
+        wrap = Sam2Patch._wrap
+
+        def timed_wrap(patch: Sam2Patch, name: str, wrapper: Callable[..., Any]) -> None:
+            def timed(original: Callable[..., Any], call: Any) -> Any:
+                inside = 0.0
+
+                def host(*args: Any, **kwargs: Any) -> Any:
+                    nonlocal inside
+                    start = time.perf_counter()
+                    try:
+                        return original(*args, **kwargs)
+                    finally:
+                        inside += time.perf_counter() - start
+
+                start = time.perf_counter()
+                result = wrapper(host, call)
+                self.own += time.perf_counter() - start - inside
+                return result
+
+            wrap(patch, name, timed)
+
+        Sam2Patch._wrap = timed_wrap  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Sam2Patch._wrap = wrap  # type: ignore[method-assign]
+
+
+def load(model: str, device: str) -> Any:
+    """Return the embedded model, or the official tiny architecture with random weights at 1024 px."""
+    if model == "micro":
+        return load_micro_predictor(device)
+    torch.manual_seed(0)
+    from sam2.build_sam import build_sam2_video_predictor
+
+    predictor = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", None, device=device)
+    predictor.fill_hole_area = 0  # needs SAM 2's compiled extension, else it warns on every frame
+    return predictor
+
+
+def start(predictor: Any, frames: Any, mask: Any) -> tuple[Any, Any]:
+    """Return a state with the first mask given, and its tracking."""
+    state = init_state(predictor, frames)
+    predictor.add_new_mask(state, 0, 1, torch.from_numpy(mask == 1))
+    return state, predictor.propagate_in_video(state)
+
+
+def measure_time(model: str, device: str, frames: int) -> dict[str, Any]:
+    """Return, by method, our share of the frame's time and the ratio to the unwrapped predictor."""
+    clip = make_clip("deformation", seed=1, frames=frames, size=256)
+    bare = load(model, device)
+    found: dict[str, Any] = {}
+    for name, method in PINNED.items():
+        ours, clock = copy.deepcopy(bare), Clock()
+        with clock.running():
+            sk.wrap(ours, method)
+        tracks = [start(predictor, clip.frames, clip.masks[0])[1] for predictor in (bare, ours)]
+        times: list[tuple[float, float]] = []
+        own: list[float] = []
+        for _ in range(frames):
+            clock.own = 0.0
+            pair = []
+            for track in tracks:
+                began = time.perf_counter()
+                next(track)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                pair.append(time.perf_counter() - began)
+            times.append((pair[0], pair[1]))
+            own.append(clock.own)
+        late = slice(max(1, frames // 4), None)
+        stock = statistics.median(a for a, _ in times[late])
+        inside = statistics.median(own[late])
+        found[name] = {
+            "stock_ms": 1000 * stock,
+            "own_ms": 1000 * inside,
+            "share_percent": 100 * inside / stock,
+            "ratio": statistics.median(b / a for a, b in times[late]),
+            "method": repr(method),
+        }
+    return found
+
+
+def measure_bytes(device: str, frames: int) -> dict[str, Any]:
+    """Return, by method, the device bytes of one object's memory after each frame, as the statistics count them."""
+    clip = make_clip("deformation", seed=2, frames=50, size=256)
+    order = [min(i % 98, 98 - i % 98) for i in range(frames)]
+    predictor, found = load("micro", device), {}
+    for name in ("stock", "window", "keyframe"):
+        with sk.wrap(predictor, name):
+            state, track = start(predictor, clip.frames[order], clip.masks[0])
+            for _ in track:
+                pass
+        rows = list(sk.memory_stats(state)[1].rows)
+        found[name] = {
+            "nbytes": [row.memory.nbytes for row in rows],
+            "host_nbytes": rows[-1].host_nbytes,
+            "frames_held": [row.memory.frames for row in rows],
+        }
+    return found
+
+
+def main() -> None:
+    """Measure and write one file a measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["time", "bytes"])
+    parser.add_argument("--model", choices=["micro", "tiny"], default="micro", help="tiny: random weights, 1024 px")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--frames", type=int, default=0, help="60 for micro, 12 for tiny, 300 for bytes")
+    options = parser.parse_args()
+    default = 300 if options.what == "bytes" else 60 if options.model == "micro" else 12
+    frames = options.frames or default
+    with without_bars():
+        if options.what == "time":
+            results = measure_time(options.model, options.device, frames)
+        else:
+            results = measure_bytes(options.device, frames)
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {options.device}"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{options.what}_{options.model}_{options.device}.json"
+    told = {"frames": frames, "machine": machine, "torch": torch.__version__, "results": results}
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
