@@ -22,7 +22,7 @@ import torch
 
 import sam2_keyframe as sk
 from sam2_keyframe.micro import load_micro_predictor
-from sam2_keyframe.patches.sam2 import Sam2Patch
+from sam2_keyframe.patches.wrapping import Wrapping
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.video import init_state, without_bars
 
@@ -42,9 +42,9 @@ class Clock:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Time every wrapper that is put in place in this block."""
-        wrap = Sam2Patch._wrap
+        wrap = Wrapping.wrap
 
-        def timed_wrap(patch: Sam2Patch, name: str, wrapper: Callable[..., Any]) -> None:
+        def timed_wrap(wrapping: Wrapping, name: str, wrapper: Callable[..., Any]) -> None:
             def timed(original: Callable[..., Any], call: Any) -> Any:
                 inside = 0.0
 
@@ -61,13 +61,13 @@ class Clock:
                 self.own += time.perf_counter() - start - inside
                 return result
 
-            wrap(patch, name, timed)
+            wrap(wrapping, name, timed)
 
-        Sam2Patch._wrap = timed_wrap  # type: ignore[method-assign]
+        Wrapping.wrap = timed_wrap  # type: ignore[method-assign]
         try:
             yield
         finally:
-            Sam2Patch._wrap = wrap  # type: ignore[method-assign]
+            Wrapping.wrap = wrap  # type: ignore[method-assign]
 
 
 def load(model: str, device: str) -> Any:

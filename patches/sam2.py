@@ -7,7 +7,6 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -22,6 +21,7 @@ from torch import Tensor
 from sam2_keyframe.bank import Entry, MemoryBank
 from sam2_keyframe.methods import KeyframeMemory
 from sam2_keyframe.patches.view import memory_view
+from sam2_keyframe.patches.wrapping import Wrapping, method_signature
 from sam2_keyframe.stats import has_memory, pointer_tokens
 from sam2_keyframe.types import FrameMemo, Moment, TrackedFrame
 
@@ -29,7 +29,6 @@ KEY = "_keyframe"
 """Where a bank lies in an object's `output_dict`, and the shared frame in the inference state."""
 
 SCORING_SIZE = 256
-MISSING = object()
 
 REQUIRED = {
     "_prepare_memory_conditioned_features": {"frame_idx", "is_init_cond_frame", "output_dict", "track_in_reverse"},
@@ -73,7 +72,7 @@ class Sam2Patch:
         self.predictor = predictor
         self.method = method
         self.banks: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
-        self._undo: list[Callable[[], None]] = []
+        self._wrapping = Wrapping(predictor)
         self._step: Step | None = None
         self._prompt_memos: dict[int, tuple[FrameMemo, Tensor]] = {}
 
@@ -87,7 +86,7 @@ class Sam2Patch:
         if hasattr(predictor, "_add_output_per_object"):
             return "it is the legacy predictor, which tracks all objects in one batch"
         for name, wanted in REQUIRED.items():
-            parameters = set(_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
+            parameters = set(method_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
             if not wanted <= parameters:
                 return f"its method {name}() does not take {', '.join(sorted(wanted))}"
             if "mem_pick_index" in parameters:
@@ -98,45 +97,22 @@ class Sam2Patch:
 
     def apply(self) -> None:
         """Put the wrappers in place."""
-        self._wrap("_prepare_memory_conditioned_features", self._read)
-        self._wrap("_run_single_frame_inference", self._write)
-        self._wrap("propagate_in_video_preflight", self._preflight)
-        self._wrap("clear_all_prompts_in_frame", self._clear_prompts)
+        self._wrapping.wrap("_prepare_memory_conditioned_features", self._read)
+        self._wrapping.wrap("_run_single_frame_inference", self._write)
+        self._wrapping.wrap("propagate_in_video_preflight", self._preflight)
+        self._wrapping.wrap("clear_all_prompts_in_frame", self._clear_prompts)
         self._supply_clearing()
         if self.method.observes:
-            self._wrap("_run_memory_encoder", self._encode_prompt)
-            self._wrap("track_step", self._encode)
+            self._wrapping.wrap("_run_memory_encoder", self._encode_prompt)
+            self._wrapping.wrap("track_step", self._encode)
             hook = self.predictor.sam_mask_decoder.register_forward_hook(self._decoded)
-            self._undo.append(hook.remove)
+            self._wrapping.on_undo(hook.remove)
 
     def undo(self) -> None:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
-        while self._undo:
-            self._undo.pop()()
+        self._wrapping.undo()
         for bank in self.banks:
             bank.release(self.predictor.device)
-
-    def _wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        attributes = vars(self.predictor)
-        before = attributes.get(name, MISSING)
-        original = getattr(self.predictor, name)
-        signature = _signature(self.predictor, name)
-
-        @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(self.predictor, *args, **kwargs)
-            bound.apply_defaults()
-            _, *arguments = bound.arguments.items()
-            return wrapper(original, dict(arguments))
-
-        def restore() -> None:
-            if before is MISSING:
-                del attributes[name]
-            else:
-                attributes[name] = before
-
-        attributes[name] = wrapped
-        self._undo.append(restore)
 
     def _supply_clearing(self) -> None:
         """Supply the method that `clear_non_cond_mem_around_input` calls and SAM 2 does not have (its issue 571)."""
@@ -150,8 +126,7 @@ class Sam2Patch:
             for near in range(frame_idx - around, frame_idx + around + 1):
                 tracked.pop(near, None)
 
-        vars(model)[name] = clear
-        self._undo.append(lambda: vars(model).pop(name))
+        self._wrapping.put(name, clear)
 
     # -- banks --------------------------------------------------------------------------------------------------
 
@@ -352,11 +327,6 @@ class Sam2Patch:
         return TrackedFrame(
             frame_idx, image_embed, features, masks, masks, masks.new_ones(1, 1), pointer, score, memo
         )
-
-
-def _signature(predictor: object, name: str) -> inspect.Signature:
-    """Return the signature that the class gives a method, `self` included, whatever lies over it on the instance."""
-    return inspect.signature(getattr(type(predictor), name))
 
 
 def _closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sam2_keyframe._codes import assign_codes
+from sam2_keyframe._pending import Pending, send
 from sam2_keyframe.buffer import RollingBuffer
 from sam2_keyframe.filters import as_filter
 from sam2_keyframe.methods import KeyframeMemory
@@ -30,27 +32,6 @@ QUALITY = (PredictedIoU(), ObjectScore())
 
 RECORDS = 300
 """Records of past frames that filters and scorers may look at."""
-
-
-@dataclass(slots=True)
-class Pending:
-    """A frame whose numbers are on their way to the host."""
-
-    frame_idx: int
-    record: FrameRecord
-    trusted: bool
-    names: tuple[str, ...]
-    numbers: Tensor | None
-    event: torch.cuda.Event | None
-    reference: Reference | None
-
-    def read(self) -> dict[str, float]:
-        """Return the scores by name: the one host read a frame and object."""
-        if self.numbers is None:
-            return {}
-        if self.event is not None:
-            self.event.synchronize()
-        return dict(zip(self.names, self.numbers.tolist(), strict=True))
 
 
 class MemoryBank:
@@ -130,27 +111,15 @@ class MemoryBank:
         self.prompts = {idx: reference for idx, reference in self.prompts.items() if idx in cond}
 
     def _choose(self, moment: Moment) -> list[Memory]:
-        slots, temporal = moment.slots, self.method.temporal
         held = [r.frame_idx for r in self.buffer if moment.past(r.frame_idx) and r.frame_idx in self.entries]
         held.sort(key=moment.distance)
-        code = {idx: c for c in range(slots) if (idx := moment.slot(c)) in self.entries and idx not in held}
-        newest = [idx for idx, c in code.items() if c < self.method.recent]
+        places = [(code, moment.slot(code)) for code in range(moment.slots)]
+        places = [(code, idx) for code, idx in places if idx in self.entries and idx not in held]
+        newest = [idx for code, idx in places if code < self.method.recent]
         if self.method.fill:
-            free = slots - len(newest) - len(held)
-            newest += [idx for idx in code if idx not in newest][: max(free, 0)]
-        if temporal == "slot":
-            free_codes = sorted(set(range(slots)) - {code[idx] for idx in newest})
-            for idx in held:
-                distance = moment.distance(idx)
-                true = moment.slot(distance - 1) == idx if distance <= slots else False
-                code[idx] = distance - 1 if true and distance - 1 in free_codes else -1
-                free_codes = [c for c in free_codes if c != code[idx]]
-            older = [idx for idx in held if code[idx] == -1]
-            code.update(zip(older, free_codes[len(free_codes) - len(older) :], strict=True))
-        else:
-            ranked = newest if temporal == "anchor" else sorted(newest + held, key=moment.distance)
-            code.update({idx: slots for idx in held})
-            code.update({idx: rank for rank, idx in enumerate(ranked)})
+            free = moment.slots - len(newest) - len(held)
+            newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
+        code = assign_codes(self.method.temporal, newest, held, moment)
         return [Memory(idx, self.entries[idx], code[idx]) for idx in newest + held]
 
     def _pointers(self, cond: Mapping[int, Entry], moment: Moment) -> list[int]:
@@ -188,10 +157,7 @@ class MemoryBank:
             measured = self.measure(frame)
             names, numbers = tuple(measured), torch.stack([value.float() for value in measured.values()])
             reference = frame.reference()
-            if numbers.is_cuda:
-                numbers = numbers.to("cpu", non_blocking=True)  # pinned by torch, so this does not wait
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
+            numbers, event = send(numbers)
         self.pending = Pending(frame_idx, record, bool(prompted), names, numbers, event, reference)
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from sessions import run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sam2_keyframe as sk
-from sam2_keyframe.bank import Pending
+from sam2_keyframe._pending import Pending
 from sam2_keyframe.plugin import KEY
 from sam2_keyframe.synthetic import make_clip
 

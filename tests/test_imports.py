@@ -21,7 +21,11 @@ MAY_IMPORT = {
     "attention": ["types"],
     "stats": ["types"],
     "methods": ["types", "scorers", "filters", "buffer", "compression", "attention"],
-    "bank": ["types", "scorers", "filters", "buffer", "compression", "attention", "stats", "methods"],
+    "_pending": ["types"],
+    "_codes": ["types"],
+    "bank": [
+        "types", "_pending", "_codes", "scorers", "filters", "buffer", "compression", "attention", "stats", "methods",
+    ],
     "patches": ["types", "attention", "compression", "stats", "bank", "methods", "patches"],
     "plugin": ["types", "stats", "bank", "methods", "patches"],
 }

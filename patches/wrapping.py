@@ -1,0 +1,64 @@
+"""Wrapping a method on an instance, with an undo recorded as it is done."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+MISSING = object()
+
+
+class Wrapping:
+    """What was put over a predictor's methods, and how to take it off again.
+
+    Args:
+        predictor: The instance; its class is never changed.
+    """
+
+    def __init__(self, predictor: Any) -> None:
+        self.predictor = predictor
+        self._undo: list[Callable[[], None]] = []
+
+    def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
+        """Put `wrapper(original, arguments by name)` over the method `name`."""
+        original = getattr(self.predictor, name)
+        signature = method_signature(self.predictor, name)
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(self.predictor, *args, **kwargs)
+            bound.apply_defaults()
+            _, *arguments = bound.arguments.items()
+            return wrapper(original, dict(arguments))
+
+        self.put(name, wrapped)
+
+    def put(self, name: str, value: Any) -> None:
+        """Set an instance attribute, past `nn.Module`'s own bookkeeping."""
+        attributes = vars(self.predictor)
+        before = attributes.get(name, MISSING)
+
+        def restore() -> None:
+            if before is MISSING:
+                del attributes[name]
+            else:
+                attributes[name] = before
+
+        attributes[name] = value
+        self.on_undo(restore)
+
+    def on_undo(self, action: Callable[[], None]) -> None:
+        """Have `action` called by `undo`."""
+        self._undo.append(action)
+
+    def undo(self) -> None:
+        """Restore, newest first, what was there before."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def method_signature(predictor: object, name: str) -> inspect.Signature:
+    """Return the signature that the class gives a method, `self` included, whatever lies over it on the instance."""
+    return inspect.signature(getattr(type(predictor), name))
