@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import sam2_keyframe as sk
@@ -85,7 +86,7 @@ def load(model: str, device: str) -> Any:
 def start(predictor: Any, frames: Any, mask: Any) -> tuple[Any, Any]:
     """Return a state with the first mask given, and its tracking."""
     state = init_state(predictor, frames)
-    predictor.add_new_mask(state, 0, 1, torch.from_numpy(mask == 1))
+    predictor.add_new_mask(state, 0, 1, torch.from_numpy(mask))
     return state, predictor.propagate_in_video(state)
 
 
@@ -98,7 +99,7 @@ def measure_time(model: str, device: str, frames: int) -> dict[str, Any]:
         ours, clock = copy.deepcopy(bare), Clock()
         with clock.running():
             sk.wrap(ours, method)
-        tracks = [start(predictor, clip.frames, clip.masks[0])[1] for predictor in (bare, ours)]
+        tracks = [start(predictor, clip.frames, clip.masks[0] == 1)[1] for predictor in (bare, ours)]
         times: list[tuple[float, float]] = []
         own: list[float] = []
         for _ in range(frames):
@@ -125,14 +126,24 @@ def measure_time(model: str, device: str, frames: int) -> dict[str, Any]:
     return found
 
 
-def measure_bytes(device: str, frames: int) -> dict[str, Any]:
+def real_clip(folder: Path, mask: Path) -> tuple[Any, Any]:
+    """Return the frames of a folder, (T, H, W, 3) uint8, and the first object's mask from a palette PNG."""
+    from PIL import Image
+
+    with sk.FrameSource(folder) as source:
+        frames = np.stack([source.frame(index) for index in range(len(source))])
+    return frames, (np.asarray(Image.open(mask)) == 1)
+
+
+def measure_bytes(device: str, frames: int, clip: tuple[Any, Any]) -> dict[str, Any]:
     """Return, by method, the device bytes of one object's memory after each frame, as the statistics count them."""
-    clip = make_clip("deformation", seed=2, frames=50, size=256)
-    order = [min(i % 98, 98 - i % 98) for i in range(frames)]
+    images, mask = clip
+    turn = 2 * len(images) - 2
+    order = [min(i % turn, turn - i % turn) for i in range(frames)]
     predictor, found = load("micro", device), {}
     for name in ("stock", "window", "keyframe"):
         with sk.wrap(predictor, name):
-            state, track = start(predictor, clip.frames[order], clip.masks[0])
+            state, track = start(predictor, images[order], mask)
             for _ in track:
                 pass
         rows = list(sk.memory_stats(state)[1].rows)
@@ -151,6 +162,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["micro", "tiny"], default="micro", help="tiny: random weights, 1024 px")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=0, help="60 for micro, 12 for tiny, 300 for bytes")
+    parser.add_argument("--clip", nargs=2, type=Path, metavar=("FRAMES", "MASK"), help="bytes on a clip of your own")
     options = parser.parse_args()
     default = 300 if options.what == "bytes" else 60 if options.model == "micro" else 12
     frames = options.frames or default
@@ -158,10 +170,13 @@ def main() -> None:
         if options.what == "time":
             results = measure_time(options.model, options.device, frames)
         else:
-            results = measure_bytes(options.device, frames)
+            made = make_clip("deformation", seed=2, frames=50, size=256)
+            clip = real_clip(*options.clip) if options.clip else (made.frames, made.masks[0] == 1)
+            results = measure_bytes(options.device, frames, clip)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {options.device}"
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{options.what}_{options.model}_{options.device}.json"
+    name = options.clip[0].name if options.clip else options.model
+    path = RESULTS / f"{options.what}_{name}_{options.device}.json"
     told = {"frames": frames, "machine": machine, "torch": torch.__version__, "results": results}
     path.write_text(json.dumps(told, indent=1) + "\n")
 
