@@ -73,6 +73,7 @@ class Sam2Patch:
         self.method = method
         self.banks: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
         self._wrapping = Wrapping(predictor)
+        self._token = object()  # a bank that held the patch would keep the model alive
         self._step: Step | None = None
         self._prompt_memos: dict[int, tuple[FrameMemo, Tensor]] = {}
 
@@ -132,9 +133,9 @@ class Sam2Patch:
 
     def _bank(self, state: MutableMapping[str, Any] | None, output_dict: MutableMapping[str, Any]) -> MemoryBank:
         bank, non_cond = output_dict.get(KEY), output_dict["non_cond_frame_outputs"]
-        if isinstance(bank, MemoryBank) and bank.owner is self and bank.non_cond is non_cond:
+        if isinstance(bank, MemoryBank) and bank.owner is self._token and bank.non_cond is non_cond:
             return bank
-        bank = MemoryBank(self.method, self, non_cond)
+        bank = MemoryBank(self.method, self._token, non_cond)
         output_dict[KEY] = bank
         self.banks.add(bank)
         if state is not None and self.method.observes:
@@ -208,13 +209,13 @@ class Sam2Patch:
 
     def _write(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Track a frame, observe it, and let go what the next one does not need."""
+        state, output_dict, frame_idx = call["inference_state"], call["output_dict"], call["frame_idx"]
+        bank = self._bank(state, output_dict)
         if not call["run_mem_encoder"]:
             return original(**call)
-        state, output_dict, frame_idx = call["inference_state"], call["output_dict"], call["frame_idx"]
         cond = output_dict["cond_frame_outputs"]
         start = time.perf_counter()
         moment = self._moment(frame_idx, call["reverse"], state["num_frames"])
-        bank = self._bank(state, output_dict)
         bank.begin(moment)
         step = self._step = Step(tracking=True)
         try:
@@ -255,16 +256,15 @@ class Sam2Patch:
         for output_dict in state["output_dict_per_obj"].values():
             self._bank(state, output_dict)
         try:
-            result = original(**call)
+            return original(**call)
+        finally:  # SAM 2 has taken in some prompts even where it raises on another
             for obj_idx, key, frame_idx in new:
                 output_dict = state["output_dict_per_obj"][obj_idx]
                 entry = output_dict[key].get(frame_idx)
-                if entry is not None:
+                if entry is not None and entry["maskmem_features"] is not None:
                     frame = self._prompt_frame(frame_idx, entry, *self._prompt_memos.get(frame_idx, (None, None)))
                     bank = self._bank(state, output_dict)
                     bank.prompted(frame_idx, entry, frame, cond=key == "cond_frame_outputs")
-            return result
-        finally:
             self._prompt_memos.clear()
 
     def _encode_prompt(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
@@ -278,11 +278,11 @@ class Sam2Patch:
     def _clear_prompts(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Follow SAM 2 when it makes a prompted frame an ordinary one."""
         state, frame_idx = call["inference_state"], call["frame_idx"]
+        output_dict = state["output_dict_per_obj"].get(state["obj_id_to_idx"].get(call["obj_id"]), {})
+        was_prompt = frame_idx in output_dict.get("cond_frame_outputs", {})
         result = original(**call)
-        obj_idx = state["obj_id_to_idx"].get(call["obj_id"])
-        output_dict = state["output_dict_per_obj"].get(obj_idx, {})
         bank, entry = output_dict.get(KEY), output_dict.get("non_cond_frame_outputs", {}).get(frame_idx)
-        if isinstance(bank, MemoryBank) and entry is not None and has_memory(entry):
+        if was_prompt and isinstance(bank, MemoryBank) and entry is not None and has_memory(entry):
             bank.prompted(frame_idx, entry, None, cond=False)
         return result
 
@@ -299,8 +299,7 @@ class Sam2Patch:
     @staticmethod
     def _scoring_image(image: Tensor) -> Tensor:
         """Return (3, h, w) RGB in [0, 1], at most 256 on a side, from (1, 3, S, S) as SAM 2 normalises it."""
-        mean = image.new_tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
-        std = image.new_tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+        mean, std = _normalisation(image.device)
         if image.shape[-1] > SCORING_SIZE:
             image = F.interpolate(image, size=(SCORING_SIZE, SCORING_SIZE), mode="area")
         return (image[0].float() * std + mean).clamp(0, 1)
@@ -327,6 +326,13 @@ class Sam2Patch:
         return TrackedFrame(
             frame_idx, image_embed, features, masks, masks, masks.new_ones(1, 1), pointer, score, memo
         )
+
+
+@functools.cache
+def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of SAM 2's input, made once: making them waits for the device."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
 def _closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:

@@ -22,7 +22,16 @@ from sam2_keyframe.filters import as_filter
 from sam2_keyframe.methods import KeyframeMemory
 from sam2_keyframe.scorers import ObjectScore, PredictedIoU
 from sam2_keyframe.stats import FrameStats, MemoryStats, Occupancy, baselines, entry_nbytes, has_memory
-from sam2_keyframe.types import FrameRecord, History, KeyframeFilter, Memory, Moment, Reference, TrackedFrame
+from sam2_keyframe.types import (
+    BASE_SCORES,
+    FrameRecord,
+    History,
+    KeyframeFilter,
+    Memory,
+    Moment,
+    Reference,
+    TrackedFrame,
+)
 
 Entry = MutableMapping[str, Any]
 """SAM 2's stored output of one frame."""
@@ -62,7 +71,7 @@ class MemoryBank:
         self.leaving: list[tuple[Entry, Tensor]] = []  # mask logits on their way to the CPU
         self.moved: set[int] = set()  # entries whose mask logits left the device
         self.last_key: int | None = None  # the newest keyframe
-        self.span: tuple[int, int] | None = None  # first and last frame tracked: what SAM 2 alone would hold
+        self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
         self.evicted: list[int] = []
         self.blank: Tensor | None = None
         self.compares_all = any(getattr(scorer, "all_keyframes", False) for scorer in method.scorers())
@@ -78,8 +87,7 @@ class MemoryBank:
         restart = self.last is None or self.last.reverse != moment.reverse or not moment.past(self.last.frame_idx)
         if restart:
             self.recorded = {idx: seen for idx, seen in self.recorded.items() if moment.past(idx)}
-            self.history = History(records=deque(maxlen=RECORDS))
-            self.last_key = None
+            self._restart(moment)
         self.last = moment
         prompts = [idx for idx in self.prompts if moment.past(idx)]
         newest = min(prompts, key=moment.distance, default=None)
@@ -88,6 +96,16 @@ class MemoryBank:
             self.history.keyframe = self.prompts[newest]
             if self.history.previous is None or not moment.past(self.history.previous.frame_idx):
                 self.history.previous = self.prompts[newest]
+
+    def _restart(self, moment: Moment) -> None:
+        """Start a pass: of the past, what lies behind `moment` in the same direction still counts."""
+        before, self.history = self.history, History(records=deque(maxlen=RECORDS))
+        held = [record.frame_idx for record in self.buffer] + list(self.accepted)
+        self.last_key = min(filter(moment.past, held), key=moment.distance, default=None)
+        if self.last is None or self.last.reverse == moment.reverse:
+            self.history.records.extend(r for r in before.records if moment.past(r.frame_idx))  # type: ignore[attr-defined]
+            if before.keyframe is not None and moment.past(before.keyframe.frame_idx):
+                self.history.keyframe = before.keyframe
 
     def memories(self, cond: Mapping[int, Entry], moment: Moment) -> tuple[list[Memory], list[int]]:
         """Return the memories to attend to and the frames whose pointers are read, besides the prompted frames."""
@@ -111,16 +129,19 @@ class MemoryBank:
         self.prompts = {idx: reference for idx, reference in self.prompts.items() if idx in cond}
 
     def _choose(self, moment: Moment) -> list[Memory]:
-        held = [r.frame_idx for r in self.buffer if moment.past(r.frame_idx) and r.frame_idx in self.entries]
+        held = [r.frame_idx for r in self.buffer if moment.past(r.frame_idx) and self._usable(r.frame_idx)]
         held.sort(key=moment.distance)
         places = [(code, moment.slot(code)) for code in range(moment.slots)]
-        places = [(code, idx) for code, idx in places if idx in self.entries and idx not in held]
+        places = [(code, idx) for code, idx in places if self._usable(idx) and idx not in held]
         newest = [idx for code, idx in places if code < self.method.recent]
         if self.method.fill:
             free = moment.slots - len(newest) - len(held)
             newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
         code = assign_codes(self.method.temporal, newest, held, moment)
         return [Memory(idx, self.entries[idx], code[idx]) for idx in newest + held]
+
+    def _usable(self, frame_idx: int) -> bool:
+        return frame_idx in self.entries and has_memory(self.entries[frame_idx])
 
     def _pointers(self, cond: Mapping[int, Entry], moment: Moment) -> list[int]:
         near = [moment.near(distance) for distance in range(1, moment.pointers + 1)]
@@ -216,7 +237,8 @@ class MemoryBank:
             return
         self.entries[frame_idx] = entry
         if frame is not None and self.method.capacity:
-            record = FrameRecord(frame_idx, math.nan)
+            names = (*BASE_SCORES, *(scorer.name for scorer in self.method.scorers()))
+            record = FrameRecord(frame_idx, math.nan, dict.fromkeys(names, math.nan))
             self.recorded[frame_idx] = (record, True)
             self._accept(record, reference)
 
@@ -312,22 +334,22 @@ class MemoryBank:
         self, cond: Mapping[int, Entry], moment: Moment, attended: tuple[int, ...], tokens: int, milliseconds: float
     ) -> None:
         """Add the row of the frame just tracked to the statistics."""
-        entry = self.entries[moment.frame_idx]
+        entry, device = self.entries[moment.frame_idx], self.entries[moment.frame_idx]["obj_ptr"].device
         first, last = self.span or (moment.frame_idx, moment.frame_idx)
         first, last = self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
-        tracked = last - first + 1 - sum(first <= idx <= last for idx in cond)
-        stock, window = baselines(entry, tracked, cond, moment)
-        host_nbytes = 0
+        stock, window = baselines(entry, self.span, cond, moment)
+        stored = len(self.non_cond) + (moment.frame_idx not in self.non_cond)  # the host has yet to store this one
+        host_nbytes, prompts = 0, sum(entry_nbytes(e, device) for e in cond.values())
         if self.method.retain == "all":
-            frames, nbytes = stock.frames, stock.nbytes
+            frames, nbytes = stored, prompts + stored * entry_nbytes(entry, device)
         else:
-            frames = len(cond) + sum(map(has_memory, self.entries.values()))
-            off_device = len(self.non_cond) - len(self.entries) + 1 + len(self.moved)  # 1: the host has yet to store it
-            host_nbytes = off_device * entry["pred_masks"].nbytes
-            nbytes = sum(map(entry_nbytes, (*cond.values(), *self.entries.values())))
-            nbytes -= len(self.moved) * entry["pred_masks"].nbytes
+            frames, nbytes = sum(map(has_memory, self.entries.values())), prompts
+            for frame_idx, held in self.entries.items():
+                moved = frame_idx in self.moved and held["pred_masks"].device == device
+                nbytes += entry_nbytes(held, device) - (held["pred_masks"].nbytes if moved else 0)
+            host_nbytes = (stored - len(self.entries) + len(self.moved)) * entry["pred_masks"].nbytes
         nbytes += self._reference_nbytes()
-        memory = Occupancy(frames, nbytes, tokens)
+        memory = Occupancy(frames + len(cond), nbytes, tokens)
         self.stats.add(FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes))
 
     def _reference_nbytes(self) -> int:

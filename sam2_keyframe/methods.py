@@ -106,7 +106,9 @@ class KeyframeMemory:
     @property
     def observes(self) -> bool:
         """Whether frames have to be measured at all."""
-        return self.scorer is not None or bool(self.measure) or bool(self.read_scores())
+        rules = (self.gate, self.keep, self.pointers)
+        untold = any(isinstance(rule, KeyframeFilter) and not hasattr(rule, "reads") for rule in rules)
+        return untold or self.scorer is not None or bool(self.measure) or bool(self.read_scores())
 
     def check_fits(self, slots: int) -> None:
         """Check that the memories fit a host that codes `slots` of them (`num_maskmem` - 1).

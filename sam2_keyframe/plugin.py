@@ -131,4 +131,6 @@ def forget(inference_state: MutableMapping[str, Any]) -> None:
     """Remove all that the plugin has put into an inference state: banks, statistics, the shared frame."""
     inference_state.pop(KEY, None)
     for output_dict in inference_state["output_dict_per_obj"].values():
-        output_dict.pop(KEY, None)
+        bank = output_dict.pop(KEY, None)
+        if bank is not None:
+            bank.release(inference_state["device"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sam2_keyframe.types import Moment
@@ -100,22 +101,29 @@ class MemoryStats:
 
 
 def baselines(
-    entry: Mapping[str, Any], tracked: int, cond: Mapping[int, Mapping[str, Any]], moment: Moment
+    entry: Mapping[str, Any], span: tuple[int, int], cond: Mapping[int, Mapping[str, Any]], moment: Moment
 ) -> tuple[Occupancy, Occupancy]:
-    """Return what SAM 2 alone and the lossless window would take after `tracked` frames of one forward sweep.
+    """Return what SAM 2 alone and the lossless window would take after tracking the frames of `span`, both included.
 
     By arithmetic from the size of a stored frame: SAM 2 keeps every entry; the window keeps spatial memory and mask
     logits of the frames that will be read and the pointers of SAM 2's pointer window.
     """
-    spatial, masks = entry["maskmem_features"].nbytes, entry["pred_masks"].nbytes
-    prompts = sum(map(entry_nbytes, cond.values()))
-    pointers = min(tracked - 1, moment.pointers) + len(cond)
-    tokens = (len(cond) + min(tracked - 1, moment.slots)) * entry["maskmem_features"].shape[-2:].numel()
-    tokens += pointers * pointer_tokens(entry)
-    stock = Occupancy(tracked + len(cond), tracked * entry_nbytes(entry) + prompts, tokens)
+    first, last = span
+    device = entry["obj_ptr"].device
+
+    def tracked_at(frame_idx: int) -> bool:
+        return first <= frame_idx <= last and frame_idx not in cond
+
+    tracked = last - first + 1 - sum(first <= frame_idx <= last for frame_idx in cond)
+    spatial = sum(tracked_at(moment.slot(code)) for code in range(moment.slots)) + len(cond)
+    pointers = sum(tracked_at(moment.near(d)) for d in range(1, moment.pointers + 1))
+    pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in cond)
+    tokens = spatial * entry["maskmem_features"].shape[-2:].numel() + pointers * pointer_tokens(entry)
+    whole, prompts = entry_nbytes(entry, device), sum(entry_nbytes(e, device) for e in cond.values())
+    small = entry_nbytes({k: entry[k] for k in ("obj_ptr", "object_score_logits")}, device)
+    stock = Occupancy(tracked + len(cond), tracked * whole + prompts, tokens)
     held, near = min(tracked, moment.reach), min(tracked, moment.pointers)
-    nbytes = held * (spatial + masks) + near * (entry_nbytes(entry) - spatial - masks) + prompts
-    return stock, Occupancy(held + len(cond), nbytes, tokens)
+    return stock, Occupancy(held + len(cond), held * (whole - small) + near * small + prompts, tokens)
 
 
 def pointer_tokens(entry: Mapping[str, Any]) -> int:
@@ -129,7 +137,7 @@ def has_memory(entry: Mapping[str, Any]) -> bool:
     return features is not None and features.numel() > 0
 
 
-def entry_nbytes(entry: Mapping[str, Any]) -> int:
-    """Return the bytes of a stored frame, the position encoding that all frames share left out."""
+def entry_nbytes(entry: Mapping[str, Any], device: torch.device) -> int:
+    """Return the bytes of a stored frame on a device, the position encoding that all frames share left out."""
     tensors = (entry.get(k) for k in ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits"))
-    return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+    return sum(t.nbytes for t in tensors if isinstance(t, Tensor) and t.device == device)

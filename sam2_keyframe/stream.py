@@ -156,7 +156,8 @@ class Stream:
     ) -> Output:
         """Correct the frame that `step` returned last; what it teaches holds from the next frame on.
 
-        Prompts are as in `step`; an unknown id adds an object there.
+        Prompts are as in `step`; an unknown id adds an object there. On the very frame an object was prompted on, SAM 2
+        shows a correction and then discards it, unless `predictor.add_all_frames_to_correct_as_cond` is set.
 
         Returns:
             As `step`: the frame with the correction.
@@ -190,6 +191,11 @@ class Stream:
     def _open(self, rgb: npt.NDArray[np.uint8]) -> dict[str, Any]:
         if self._closed:
             raise RuntimeError("the stream was closed; make a new Stream")
+        if self._handle is not None and not self._handle.active:
+            raise RuntimeError(
+                "the predictor was wrapped again or unwrapped while this stream was open, so its method no longer "
+                "runs; close the stream, and give each stream a predictor of its own"
+            )
         if self._state is None:
             self._state = state_from_frame(self.predictor, rgb, offload_state_to_cpu=self._offload)
             self._state["num_frames"] = _NUM_FRAMES
@@ -203,9 +209,10 @@ class Stream:
 
     def _show(self, state: dict[str, Any], t: int, rgb: npt.NDArray[np.uint8]) -> None:
         """Make `rgb` the state's only frame."""
-        if self._corrected:  # SAM 2 encodes a correction when tracking goes on, from that frame's features
+        if self._corrected and state["obj_ids"]:
+            # SAM 2 encodes a correction when tracking goes on, from that frame's features.
             self.predictor.propagate_in_video_preflight(state)
-            self._corrected = False
+        self._corrected = False
         state["images"] = {t: normalise(resize(rgb, self.predictor.image_size), state["device"])}
 
     def _add(self, state: dict[str, Any], t: int, obj_id: Hashable, prompt: Mapping[str, Any]) -> Output:

@@ -197,3 +197,75 @@ def test_clearing_around_a_correction_works_while_wrapped(predictor: Any, clip_f
         with sk.wrap(predictor, method):
             seen = run(predictor, "correction", clip_folder, clip)[0]
         assert all(masks.isfinite().all() for *_, masks in seen)
+
+
+def test_a_correction_counts_where_pointers_are_filtered(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    sk.wrap(predictor, "keyframe", pointers=sk.Visible())
+    assert all(masks.isfinite().all() for *_, masks in run(predictor, "correction", clip_folder, clip)[0])
+
+
+def test_prompts_are_adopted_when_a_click_comes_first(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    def between(part: int) -> None:
+        if part == 1:
+            sk.wrap(predictor, "keyframe")
+
+    state = run(predictor, "correction", clip_folder, clip, between)[2][0]
+    assert 0 in state["output_dict_per_obj"][0][KEY].prompts
+    rows = sk.memory_stats(state)[1].rows
+    assert all(row.significance == row.significance for row in rows)
+
+
+def test_gaps_count_from_a_correction(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """Tracked to 10, frame 8 corrected, tracked on from 8: frame 9 is one frame after a keyframe."""
+    gaps: dict[int, list[int]] = {}
+
+    class Noted:
+        reads = frozenset({"mask_iou"})
+
+        def accept(self, record: Any, past: Any) -> bool:
+            gaps.setdefault(record.frame_idx, []).append(record.gap)
+            return False
+
+    sk.wrap(predictor, "keyframe", keep=Noted(), gate=sk.Always())
+
+    def between(part: int) -> None:
+        if part == 3:
+            assert gaps[9] == [9, 9, 1, 9]  # two objects, two passes; the first object was corrected between them
+
+    run(predictor, "correction", clip_folder, clip, between)
+
+
+def test_statistics_follow_what_is_read_and_held(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """With prompts in the middle and reverse over evicted frames, as attention receives it and the host holds it."""
+    seen: list[int] = []
+    predictor.memory_attention.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["memory"].shape[0]), with_kwargs=True
+    )
+    for method in ("stock", "window"):
+        for session in ("several_prompts", "both_ways"):
+            with sk.wrap(predictor, method):
+                seen.clear()
+                state = run(predictor, session, clip_folder, clip)[2][0]
+                stats = sk.memory_stats(state)[1]
+                rows = list(stats.rows)
+            if session == "both_ways":
+                assert [row.memory.tokens for row in rows] == seen[-len(rows) :]
+            if method == "stock":
+                assert [row.memory.tokens for row in rows] == [row.stock.tokens for row in rows]
+                held = state["output_dict_per_obj"][0]
+                number = len(held["cond_frame_outputs"]) + len(held["non_cond_frame_outputs"])
+                assert rows[-1].memory.frames == rows[-1].stock.frames == number
+
+
+def test_a_kept_state_lets_the_model_go(clip_folder: Any, clip: Any) -> None:
+    import gc
+    import weakref
+
+    model = make_predictor(64)
+    with sk.wrap(model, "keyframe"):
+        state = run(model, "forward", clip_folder, clip)[2][0]
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+    assert sk.memory_stats(state)[1].frames == 14

@@ -150,6 +150,7 @@ def test_interrupted_process_ends(videos: dict[str, Path]) -> None:
     """Ctrl-C ends Python at once: it neither waits for decode threads nor crashes in them."""
     code = (
         "import sys, signal, os; from sam2_keyframe.video import FrameSource\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored\n"
         "source = FrameSource(sys.argv[1]); source.resized(3, 64)\n"
         "os.kill(os.getpid(), signal.SIGINT); source.resized(4, 64)"
     )
