@@ -43,17 +43,15 @@ REQUIRED = {
 
 @dataclass(slots=True)
 class Step:
-    """What the wrappers learn about the frame in work.
+    """What the wrappers learn about the frame being tracked; there is none while SAM 2 infers a click.
 
     Attributes:
-        tracking: Whether SAM 2 tracks it (it also infers a frame for every click).
         encoded: The frame's output as the model returned it, on its device.
         candidates: The decoder's candidate masks and predicted IoUs.
         attended: Frames whose spatial memory was attended to.
         tokens: Keys that memory attention read.
     """
 
-    tracking: bool
     encoded: Mapping[str, Any] | None = None
     candidates: tuple[Tensor, Tensor] | None = None
     attended: tuple[int, ...] = ()
@@ -168,8 +166,7 @@ class Sam2Patch:
         moment = self._moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
         memories, pointers = self._bank(None, output_dict).memories(cond, moment)
         view, anchors = memory_view(memories, pointers, cond, non_cond, moment, self.predictor.maskmem_tpos_enc)
-        if self._step is not None:
-            self._note(cond, memories, pointers, moment, call["feat_sizes"][-1])
+        self._note(cond, memories, pointers, moment, call["feat_sizes"][-1])
         with self._anchors_allowed(anchors, call["frame_idx"], view):
             return original(**{**call, "output_dict": view})
 
@@ -217,7 +214,7 @@ class Sam2Patch:
         start = time.perf_counter()
         moment = self._moment(frame_idx, call["reverse"], state["num_frames"])
         bank.begin(moment)
-        step = self._step = Step(tracking=True)
+        step = self._step = Step()
         try:
             entry, masks = original(**call)
         finally:

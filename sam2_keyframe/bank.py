@@ -266,9 +266,7 @@ class MemoryBank:
 
     def trim(self, moment: Moment) -> None:
         """Let go what the frame at `moment`, the next one, will neither read nor hold."""
-        for entry, masks in self.leaving:
-            entry["pred_masks"] = masks
-        self.leaving.clear()
+        self._land()
         self._age(moment)
         wanted = {memory.frame_idx for memory in self._choose(moment)} | set(self.accepted)
         wanted |= {record.frame_idx for record in self.buffer} | ({self.fresh} if self.fresh is not None else set())
@@ -308,6 +306,12 @@ class MemoryBank:
             # The copy does not wait, so the entry takes it over one frame later.
             self.leaving.append((entry, masks.to("cpu", non_blocking=True)))
 
+    def _land(self) -> None:
+        """Let the entries take over the mask logits that have reached the CPU."""
+        for entry, masks in self.leaving:
+            entry["pred_masks"] = masks
+        self.leaving.clear()
+
     def _drop_entry(self, frame_idx: int, entry: Entry) -> None:
         del self.entries[frame_idx]
         self.moved.discard(frame_idx)
@@ -320,9 +324,7 @@ class MemoryBank:
 
     def release(self, device: torch.device) -> None:
         """Bring the pointers of past frames back to the device, so that SAM 2 can read them by itself."""
-        for entry, masks in self.leaving:
-            entry["pred_masks"] = masks
-        self.leaving.clear()
+        self._land()
         for entry in self.non_cond.values():
             for key in ("obj_ptr", "object_score_logits"):
                 if entry.get(key) is not None:
