@@ -17,8 +17,32 @@ BASE_SCORES = ("predicted_iou", "object_score", "area")
 """Scores that every observed frame carries, whatever its scorer: see `FrameRecord.scores`."""
 
 
+class Described:
+    """Makes each descriptor and intermediate result of a frame once."""
+
+    __slots__ = ()
+    kept: dict[str, Tensor]
+    scratch: dict[str, Any]
+
+    def describe(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return the descriptor `key`, made at its first use and kept for later comparison.
+
+        A change scorer describes the current frame under a key and compares with `Reference.get(key)` of an
+        earlier one. Descriptors of the whole frame belong in `TrackedFrame.shared`, so that objects share them.
+        """
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return the intermediate result `key`, made at its first use and dropped with the frame."""
+        if key not in self.scratch:
+            self.scratch[key] = make()
+        return self.scratch[key]
+
+
 @dataclass(slots=True)
-class FrameMemo:
+class FrameMemo(Described):
     """What is computed once a frame and shared by the scorers of all objects; dropped at the next frame.
 
     Attributes:
@@ -36,18 +60,6 @@ class FrameMemo:
         """(3, h, w) float32 RGB in [0, 1] at scoring resolution (at most 256 on a side)."""
         image: Tensor = self.once("image", self.make_image)
         return image
-
-    def describe(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return the frame's descriptor `key`, made at its first use and kept for later comparison."""
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
-
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return the intermediate result `key`, made at its first use and dropped with the frame."""
-        if key not in self.scratch:
-            self.scratch[key] = make()
-        return self.scratch[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TrackedFrame:
+class TrackedFrame(Described):
     """All a scorer may look at: one object on one frame. Tensors stay on the predictor's device.
 
     Attributes:
@@ -104,22 +116,6 @@ class TrackedFrame:
     def image(self) -> Tensor:
         """(3, h, w) float32 RGB in [0, 1] at scoring resolution; made once a frame, shared by all objects."""
         return self.shared.image
-
-    def describe(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return this object's descriptor `key`, made at its first use and kept for later comparison.
-
-        A change scorer describes the current frame under a key and compares with `Reference.get(key)` of an
-        earlier one. Descriptors of the whole frame belong in `shared.describe`, so that objects share them.
-        """
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
-
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return this object's intermediate result `key`, made at its first use, dropped with the frame."""
-        if key not in self.scratch:
-            self.scratch[key] = make()
-        return self.scratch[key]
 
     def measure(self, scorer: Scorer, history: History) -> Tensor:
         """Return the scorer's 0-dim score of this frame, computed once and recorded under `scorer.name`."""
