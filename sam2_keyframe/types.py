@@ -6,6 +6,7 @@ Scores are tensors, decisions are numbers: a `Scorer` looks at a `TrackedFrame` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -94,6 +95,8 @@ class TrackedFrame(Described):
         obj_ptr: (1, C) object pointer.
         object_score_logits: (1, 1); > 0: the object is visible.
         shared: What scorers of any object have computed for this frame; `shared.image` has its pixels.
+        attention: Returns the shares (n,) of SAM 2's own attention that the object on this frame pays to n memories
+            (a proxy, see `AttentionShare`); None where SAM 2 is not at hand.
         kept: Descriptors of this object on this frame, kept for later comparison.
         scratch: Intermediate results of this object on this frame.
         measured: Scores measured on this frame so far, by name.
@@ -108,6 +111,7 @@ class TrackedFrame(Described):
     obj_ptr: Tensor
     object_score_logits: Tensor
     shared: FrameMemo
+    attention: Callable[[Sequence[Tensor]], Tensor] | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
     scratch: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Tensor] = field(default_factory=dict)
@@ -141,9 +145,14 @@ class FrameRecord:
         significance: The method's score; NaN when there was nothing to compare with.
         scores: Every score by name, a combination's parts too, and always `predicted_iou` (of the chosen mask,
             in [0, 1]), `object_score` (logit; > 0: visible) and `area` (share of the frame, in [0, 1]).
-        similarity: To the memories held, by frame index, where a rule asks for it.
+        similarity: To the memories held when it was tracked, by frame index, where a rule asks for it: what the
+            method's `relation` measures, higher is more alike.
         gap: Frames since the last keyframe or prompted frame.
         offset: Frames since the object's first prompted frame.
+        since: Frames since the last keyframe, prompts aside; infinite before the first.
+        survived: How often the frame stayed when the buffer was too full.
+        relevance: Its similarity to the frames tracked since, smoothed; NaN before the first.
+        usage: That similarity, added up over the frames tracked since.
     """
 
     frame_idx: int
@@ -152,6 +161,10 @@ class FrameRecord:
     similarity: Mapping[int, float] = field(default_factory=dict)
     gap: int = 0
     offset: int = 0
+    since: float = math.inf
+    survived: int = 0
+    relevance: float = math.nan
+    usage: float = 0.0
 
 
 @dataclass(slots=True)
@@ -198,6 +211,34 @@ class Scorer(Protocol):
 
     def score(self, frame: TrackedFrame, history: History) -> Tensor:
         """Return a 0-dim float32 tensor on the frame's device, without reading any value on the host."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A memory that the bank holds, as relations see it.
+
+    Attributes:
+        frame_idx: The frame it shows.
+        features: Returns its (1, C_mem, H/16, W/16) features, restored where they are compressed.
+        reference: Its descriptors; None on a memory that was adopted without them.
+    """
+
+    frame_idx: int
+    features: Callable[[], Tensor]
+    reference: Reference | None
+
+
+@runtime_checkable
+class Relation(Protocol):
+    """How alike a frame is to the memories held: what eviction and retrieval rules may ask for."""
+
+    def relate(self, frame: TrackedFrame, held: Sequence[Held]) -> Tensor:
+        """Return (len(held),) float32 on the frame's device, higher is more alike; reads nothing on the host.
+
+        `held` is never empty. Descriptors of the frame that later calls need go into `frame.describe`. NaN where a
+        memory has nothing to be compared with.
+        """
         ...
 
 
