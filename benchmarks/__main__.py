@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | sweep | report | bench | official`."""
+"""`python -m benchmarks run | sweep | report | bench | official | methods | default | study`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # SAM 2 shows a bar a clip; tqdm reads this when it is imported
 
-from benchmarks import presets, report, run, sweep
+from benchmarks import default, methods, presets, report, run, study, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("report", report.main_report, report.add_report_arguments, "plots, tables and pictures from results"),
         ("bench", presets.main_preset, presets.add_bench_arguments, "every method on a few test clips, and a report"),
         ("official", presets.main_preset, presets.add_official_arguments, "every method with official weights"),
+        ("methods", methods.main_methods, methods.add_methods_arguments, "every method beside stock, as tables"),
+        ("default", default.main_default, default.add_default_arguments, "whether a method hurts, by kind of clip"),
+        ("study", study.main_study, study.add_study_arguments, "scorers, thresholds, capacities; winners elsewhere"),
     ):
         add(commands.add_parser(name, help=text, description=text))
         mains[name] = function

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._schema import check_metrics
-from benchmarks._store import IDENTITY, SCHEMA, read_csv
+from benchmarks._store import IDENTITY, SCHEMA, read_csv, write_text
 from benchmarks.sweep import BASELINES
 
 REFERENCE = BASELINES[0]
@@ -51,6 +51,8 @@ class Result:
 
     def by_video(self) -> dict[str, list[float]]:
         """Return the objects' J&F in percent by video."""
+        if not self.objects:
+            return {name: list(values) for name, values in self.metrics.get("sequences", {}).items()}
         found: dict[str, list[float]] = {}
         for row in self.objects:
             found.setdefault(row["video"], []).append(100 * float(row["jf"]))
@@ -118,11 +120,10 @@ def load_groups(folder: Path) -> list[Group]:
     rows = sorted(folder.glob("*.json")) if folder.is_dir() else []
     groups: dict[str, Group] = {}
     for file in dict.fromkeys([*files, *rows]):
-        result = _read(file)
-        if "accuracy" not in result.metrics:
-            continue
-        config = result.metrics["config"]
-        groups.setdefault(protocol(config), Group(config)).results.append(result)
+        for result in _read(file):
+            if "accuracy" in result.metrics and result.metrics["accuracy"]["jf"] is not None:
+                config = result.metrics["config"]
+                groups.setdefault(protocol(config), Group(config)).results.append(result)
     if not groups:
         raise ValueError(f"{folder} holds no finished run; make one with python -m benchmarks run --out {folder}")
     for group in groups.values():
@@ -135,7 +136,7 @@ def protocol(config: Mapping[str, Any]) -> str:
     return json.dumps({name: config[name] for name in IDENTITY if name != "method"}, sort_keys=True)
 
 
-def _read(file: Path) -> Result:
+def _read(file: Path) -> list[Result]:
     try:
         metrics = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -145,21 +146,77 @@ def _read(file: Path) -> Result:
         raise ValueError(
             f"{file} is of another version (schema {found}, this one is {SCHEMA}); move it away or run it again"
         )
-    check_metrics(metrics, file)
+    found = [metrics]
+    if "runs" in metrics:
+        shared = metrics["config"]
+        found = [
+            {**run, "schema": SCHEMA, "config": {**shared, "method": run["method"], "commit": run["commit"]}}
+            for run in metrics["runs"]
+        ]
+    for each in found:
+        check_metrics(each, file)
     table = file.parent / "objects.csv"
     if file.name == "metrics.json" and table.exists():
-        return Result(file.parent, metrics, read_csv(table))
-    return Result(None, metrics)
+        return [Result(file.parent, metrics, read_csv(table))]
+    return [Result(None, each) for each in found]
 
 
-def difference(method: Result, reference: Result, seed: int = 0) -> Difference | None:
+def keep_results(runs: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """Write the metrics of runs that may be compared into one file, what they share once, without this machine's paths.
+
+    Runs of the same label that the file holds already are replaced, the others stay.
+    """
+    fresh = [_portable(metrics) for metrics in runs]
+    labels = {metrics["config"]["method"]["label"] for metrics in fresh}
+    shared = {name: value for name, value in fresh[0]["config"].items() if name != "method"}
+    if file.exists():
+        before = [result.metrics for result in _read(file)]
+        kept = [m for m in before if protocol(m["config"]) == protocol(shared)]
+        fresh = [*(m for m in kept if m["config"]["method"]["label"] not in labels), *fresh]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for metrics in fresh:
+        config = metrics["config"]
+        own = {"method": config["method"], "commit": config.get("commit")}
+        lines.append(
+            json.dumps(own | {k: _rounded(v) for k, v in metrics.items() if k not in ("schema", "config", *own)})
+        )
+    head = json.dumps({"schema": SCHEMA, "config": shared})[:-1]
+    write_text(file, f'{head}, "runs": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def _portable(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    config = dict(metrics["config"])
+    data = dict(config["data"])
+    if data.get("path"):
+        data["path"] = Path(data["path"]).name
+    return {**metrics, "config": {**config, "data": data}}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value
+
+
+def difference(
+    method: Result, reference: Result, seed: int = 0, keep: Callable[[str], bool] = lambda _: True
+) -> Difference | None:
     """Return the paired difference in J&F over the videos both have, with a bootstrap interval over videos.
 
     Videos are drawn with replacement, each with all its objects; the interval is the middle 95 % of the means.
     None when fewer than two videos are shared: there is nothing to draw from.
+
+    Args:
+        method: The run that should be better.
+        reference: What it is compared with.
+        seed: Seed of the draws.
+        keep: Takes a video's name; only videos that it accepts count.
     """
     ours, theirs = method.by_video(), reference.by_video()
-    shared = [name for name in ours if name in theirs and len(ours[name]) == len(theirs[name])]
+    shared = [name for name in ours if keep(name) and name in theirs and len(ours[name]) == len(theirs[name])]
     if len(shared) < 2:
         return None
     sums = np.array([sum(ours[name]) - sum(theirs[name]) for name in shared])

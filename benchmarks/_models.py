@@ -3,58 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-CHECKPOINTS = {
-    "tiny": "sam2.1_hiera_tiny.pt",
-    "small": "sam2.1_hiera_small.pt",
-    "base_plus": "sam2.1_hiera_base_plus.pt",
-    "large": "sam2.1_hiera_large.pt",
-}
-"""File names of the official SAM 2.1 checkpoints."""
-
-DOWNLOAD = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
-
-_WIDTH, _DEPTH = "image_encoder.trunk.patch_embed.proj.weight", "image_encoder.trunk.blocks.{}.norm1.weight"
-_CONFIGS = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
+from sam2_keyframe._models import SIZES, find_checkpoint, load_checkpoint, read_weights, recognise
+from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
 
 
 def check_model(model: str, folder: Path) -> Path | None:
     """Return the checkpoint file that a model's name stands for; None for the embedded model.
 
     Args:
-        model: "micro", a name in `CHECKPOINTS`, or the path of a checkpoint.
+        model: "micro", an official size, or the path of a checkpoint.
         folder: Where the official checkpoints lie.
 
     Raises:
-        ValueError: The name is unknown or the file is missing; the message says where to get it.
+        ValueError: The name is unknown, or the file holds no SAM 2.
+        FileNotFoundError: The file is missing; the message says where to get it.
     """
     if model == "micro":
         return None
-    if model in CHECKPOINTS:
-        path = folder / CHECKPOINTS[model]
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; download it: curl -LO --output-dir {folder} {DOWNLOAD}/{path.name}")
-        return path
-    if not model.endswith((".pt", ".pth")):
-        raise ValueError(f"no model is called {model!r}; choose micro, {', '.join(CHECKPOINTS)}, or the path of a .pt")
-    if not Path(model).is_file():
-        raise ValueError(f"there is no checkpoint {model}; official ones are at {DOWNLOAD}")
-    return Path(model)
+    if model in SIZES:
+        path = find_checkpoint(model, folder)
+    elif model.endswith((".pt", ".pth")):
+        path = Path(model)
+    else:
+        raise ValueError(f"no model is called {model!r}; choose micro, {', '.join(SIZES)}, or the path of a .pt")
+    recognise(read_weights(path), str(path))
+    return path
+
+
+def memory_slots(checkpoint: Path | None) -> int:
+    """Return how many memories with a temporal code of their own a model has (`num_maskmem` - 1)."""
+    if checkpoint is not None:
+        return int(read_weights(checkpoint)["maskmem_tpos_enc"].shape[0]) - 1
+    from safetensors import safe_open
+
+    with safe_open(WEIGHTS, "pt") as weights:
+        return int(weights.get_slice("maskmem_tpos_enc").get_shape()[0]) - 1
 
 
 def fingerprint(checkpoint: Path | None) -> str:
     """Return the first 16 digits of the SHA-256 of a model's weights."""
-    from sam2_keyframe.micro import WEIGHTS
-
     digest = hashlib.sha256()
     with open(checkpoint or WEIGHTS, "rb") as file:
         while block := file.read(2**22):
@@ -77,39 +72,8 @@ def load_predictor(checkpoint: Path | None, device: str, image_size: int | None 
         ValueError: The file is no SAM 2 or 2.1 checkpoint.
     """
     if checkpoint is None:
-        from sam2_keyframe.micro import load_micro_predictor
-
         return load_micro_predictor(device, image_size or 256)
-    from sam2.build_sam import build_sam2_video_predictor
-
-    overrides = [f"++model.image_size={image_size}"] if image_size else []
-    return build_sam2_video_predictor(
-        _config(checkpoint),
-        str(checkpoint),
-        device=device,
-        hydra_overrides_extra=overrides,
-        apply_postprocessing=False,
-    )
-
-
-def _config(checkpoint: Path) -> str:
-    try:
-        return recognise(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["model"])
-    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{checkpoint} is no SAM 2 checkpoint ({error!r}); one is a file {{'model': state_dict}} from {DOWNLOAD}"
-        ) from error
-
-
-def recognise(weights: Mapping[str, Tensor]) -> str:
-    """Return the name of SAM 2's configuration that weights belong to, by their width, depth and version.
-
-    Raises:
-        KeyError: They belong to none.
-    """
-    size = _CONFIGS[weights[_WIDTH].shape[0], sum(_DEPTH.format(i) in weights for i in range(64))]
-    version = "2.1" if "no_obj_embed_spatial" in weights else "2"
-    return f"configs/sam{version}/{'sam2' if version == '2' else 'sam2.1'}_hiera_{size}.yaml"
+    return load_checkpoint(checkpoint, device, image_size, postprocessing=False)
 
 
 @contextmanager

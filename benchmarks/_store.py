@@ -99,6 +99,9 @@ class Run:
         peaks = [json.loads((folder / "video.json").read_text())["peak_device_mib"] for folder in folders]
         _concatenate([folder / "frames.csv" for folder in folders], self.path / "frames.csv")
         _concatenate([folder / "objects.csv" for folder in folders], self.path / "objects.csv")
+        found = summary(objects) if objects else {}
+        if "time" in found and (beside := self.time_beside_stock()):
+            found["time"]["beside_stock"] = beside
         metrics = {
             "schema": SCHEMA,
             "name": self.name,
@@ -106,11 +109,20 @@ class Run:
             "videos": len(folders),
             "objects": len(objects),
             "failed": self.failures(),
-            **(summary(objects) if objects else {}),
+            **found,
             "peak_device_mib": max((peak for peak in peaks if peak is not None), default=None),
         }
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         return metrics
+
+    def time_beside_stock(self) -> dict[str, Any] | None:
+        """Return what `write_time_beside_stock` was given; None before."""
+        file = self.path / "time.json"
+        return dict(json.loads(file.read_text())) if file.exists() else None
+
+    def write_time_beside_stock(self, time: Mapping[str, Any]) -> None:
+        """Write a frame's time measured in turn with stock's."""
+        write_text(self.path / "time.json", json.dumps(time) + "\n")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -60,7 +60,7 @@ def track(predictor: Any, video: Video, method: KeyframeMemory, *, timed: bool =
         torch.cuda.reset_peak_memory_stats(device)
     overlap, predictor.non_overlap_masks = predictor.non_overlap_masks, video.exclusive
     try:
-        with torch.inference_mode(), _precision(device), wrap(predictor, method):
+        with torch.inference_mode(), precision(device), wrap(predictor, method):
             tracked = _track(predictor, video)
     finally:
         predictor.non_overlap_masks = overlap
@@ -103,7 +103,7 @@ def _collect(state: Any, tracked: Tracked) -> None:
         tracked.stats.setdefault(obj_id, {}).update({row.frame_idx: row for row in stats.rows})
 
 
-def _precision(device: torch.device) -> AbstractContextManager[Any]:
+def precision(device: torch.device) -> AbstractContextManager[Any]:
     """Return bfloat16 on a GPU, as in SAM 2's own evaluation (`tools/vos_inference.py`); float32 elsewhere."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
@@ -201,10 +201,25 @@ def summary(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": {name: mean(name, 100) for name in accuracy},
         "occupancy": occupancy,
         "time": {"frame_ms": mean("milliseconds")},
+        "keep_rate": _keep_rate(objects),
+        "sequences": sequences(objects),
         "challenges": {name: summary_of([row for row in objects if row["challenge"] == name]) for name in challenges},
     }
+
+
+def _keep_rate(objects: Sequence[Mapping[str, Any]]) -> float | None:
+    rates = [float(row["keyframes"]) / float(row["tracked_frames"]) for row in objects if float(row["tracked_frames"])]
+    return float(np.mean(rates) * 100) if rates else None
 
 
 def summary_of(objects: Sequence[Mapping[str, Any]]) -> float:
     """Return the mean J&F of some objects, in percent."""
     return float(np.mean([float(row["jf"]) for row in objects]) * 100)
+
+
+def sequences(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the J&F of every video's objects in percent, by video; 4 digits after the point."""
+    found: dict[str, list[float]] = {}
+    for row in objects:
+        found.setdefault(str(row["video"]), []).append(round(100 * float(row["jf"]), 4))
+    return found

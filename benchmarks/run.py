@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._models import check_model, fingerprint, load_predictor, shared_features
+from benchmarks._models import check_model, fingerprint, load_predictor, memory_slots, shared_features
 from benchmarks._store import SCHEMA, Run, make_run, surroundings
 from benchmarks._track import Tracked, frame_rows, object_rows, track
 from benchmarks._values import parse_pair
@@ -93,6 +93,15 @@ def execute(options: argparse.Namespace, methods: Sequence[tuple[str, list[str]]
         ValueError: Bad input, in a sentence.
         OSError: The results cannot be written.
     """
+    return carry_out(make_plan(options, methods, share), options.workers)
+
+
+def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str]]], share: bool) -> Plan:
+    """Return what is to be run; nothing is written.
+
+    Raises:
+        ValueError: Bad input, in a sentence.
+    """
     if options.workers < 1 or options.threads < 1:
         raise ValueError(f"workers={options.workers}, threads={options.threads}: give at least one")
     keywords = ("sequences", "challenges", "clips", "frames", "size", "objects")
@@ -113,22 +122,36 @@ def execute(options: argparse.Namespace, methods: Sequence[tuple[str, list[str]]
         **surroundings(),
     }
     shared["data"] = {key: list(v) if isinstance(v, tuple) else v for key, v in shared["data"].items()}
+    slots = memory_slots(checkpoint)
     runs: list[tuple[Run, KeyframeMemory]] = []
     for name, replacements in methods:
         method = make_method(name, **dict(map(parse_pair, replacements)))
         label = " ".join([name, *replacements])
+        try:
+            method.check_fits(slots)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
         spec = {"name": name, "set": replacements, "label": label, "repr": repr(method)}
         runs.append((make_run(options.out, {"method": spec, **shared}), method))
-    plan = Plan(
+    return Plan(
         tuple(runs), dataset, checkpoint, options.device, options.image_size, options.threads, options.seed, share
     )
+
+
+def carry_out(plan: Plan, workers: int) -> int:
+    """Track what is not finished yet and write the metrics; returns 0, or 1 when a video failed.
+
+    Raises:
+        ValueError: A results folder belongs to another version or configuration, or another process writes it.
+        OSError: The results cannot be written.
+    """
     with ExitStack() as locks:
         for run, _ in plan.runs:
             run.prepare()
             locks.enter_context(run.lock())
-        todo = [name for name in dataset.names if not all(run.done(name) for run, _ in plan.runs)]
-        _work_all(plan, todo, options.workers)
-        return _conclude(plan, dataset.names)
+        todo = [name for name in plan.dataset.names if not all(run.done(name) for run, _ in plan.runs)]
+        _work_all(plan, todo, workers)
+        return _conclude(plan, plan.dataset.names)
 
 
 def _conclude(plan: Plan, names: Sequence[str]) -> int:
@@ -141,7 +164,7 @@ def _conclude(plan: Plan, names: Sequence[str]) -> int:
         for name, error in metrics["failed"].items():
             _say(f"failed: {name} under {run.config['method']['label']}: {error}")
             code = 1
-        if metrics["objects"]:
+        if metrics["objects"] and metrics["accuracy"]["jf"] is not None:
             shown = f"J&F {metrics['accuracy']['jf']:.1f}, {metrics['occupancy']['memory']['mib']:.2f} MiB"
             _say(f"{run.config['method']['label']}: {shown} -> {run.path}")
     return code
@@ -195,14 +218,19 @@ def work(plan: Plan, take: Callable[[], str | None]) -> None:
     with ThreadPoolExecutor(1) as scoring:
         while (name := take()) is not None:
             runs = [(run, method) for run, method in plan.runs if not run.done(name)]
+            try:
+                video = plan.dataset.open(name)
+            except Exception as error:  # a video that fails must not end the run
+                for run, _ in runs:
+                    run.write_failure(name, error)
+                continue
             with shared_features(predictor) if plan.share else nullcontext():
                 for run, method in runs:
                     started = time.perf_counter()
                     try:
-                        video = plan.dataset.open(name)
                         torch.manual_seed(plan.seed)
                         tracked = track(predictor, video, method, timed=not plan.share)
-                    except Exception as error:  # a video that fails must not end the run
+                    except Exception as error:
                         run.write_failure(name, error)
                         continue
                     seconds = time.perf_counter() - started

@@ -20,6 +20,7 @@ TRUNKS = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48)
 """Width and number of blocks of the image encoder's trunk, from SAM 2's configuration files."""
 
 DOWNLOAD = "https://github.com/facebookresearch/sam2#download-checkpoints"
+FILES = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
 DEMO_MODEL = "micro demo model: not for real footage"
 RANDOM_MODEL = "RANDOM WEIGHTS: masks mean nothing"
 
@@ -46,12 +47,11 @@ def load_model(
     if name == "micro":
         return _micro(device, image_size or 256)
     if name in SIZES:
-        path = checkpoint or _find_checkpoint(name)
-        return _official(path, device, image_size), ""
+        return load_checkpoint(checkpoint or _find_in_default_folder(name), device, image_size), ""
     if checkpoint is not None:
         raise ValueError(f"--checkpoint {checkpoint} goes with --model {', '.join(SIZES)}, not with {name!r}")
     if name.endswith((".pt", ".pth")) or Path(name).is_file():
-        return _official(Path(name), device, image_size), ""
+        return load_checkpoint(Path(name), device, image_size), ""
     if name.count("/") == 1 and not name.startswith((".", "/")):
         return _from_hub(name, device, image_size), ""
     raise ValueError(f"--model {name!r}: choose {CHOICES}")
@@ -82,22 +82,45 @@ def _micro(device: str, image_size: int) -> tuple[Any, str]:
     return model, RANDOM_MODEL
 
 
-def _find_checkpoint(size: str) -> Path:
+def _find_in_default_folder(size: str) -> Path:
+    try:
+        return find_checkpoint(size)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or name the file with --checkpoint PATH.pt") from None
+
+
+def find_checkpoint(size: str, folder: Path = Path("checkpoints")) -> Path:
+    """Return the file of an official size in a folder: 2.1 before 2.
+
+    Raises:
+        FileNotFoundError: There is none; the message says how to get it.
+    """
     names = [f"{version}_hiera_{size}.pt" for version in ("sam2.1", "sam2")]
-    for path in (Path("checkpoints", name) for name in names):
+    for path in (folder / name for name in names):
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"--model {size}: there is no {Path('checkpoints', names[0])}; download it from {DOWNLOAD} "
-        "or name the file with --checkpoint PATH.pt"
+        f"--model {size}: {folder / names[0]} is missing; download it from {DOWNLOAD}, as in "
+        f"curl -LO --create-dirs --output-dir {folder} {FILES}/{names[0]}"
     )
 
 
-def _official(path: Path, device: str, image_size: int | None) -> Any:
-    """Build the official architecture that a checkpoint's weights fit, and load them."""
-    weights = _read_weights(path)
+def load_checkpoint(path: Path, device: str, image_size: int | None = None, postprocessing: bool = True) -> Any:
+    """Return the official architecture that a checkpoint's weights fit, with them, in evaluation mode.
+
+    Args:
+        path: A file {"model": state_dict} as published.
+        device: Where to put it.
+        image_size: Side of the square the model sees; None: 1024.
+        postprocessing: As `apply_postprocessing` of `build_sam2_video_predictor`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no weights of an official size.
+    """
+    weights = read_weights(path)
     config = recognise(weights, str(path))
-    model = _build(config, device, image_size)
+    model = _build(config, device, image_size, postprocessing)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -108,13 +131,19 @@ def _official(path: Path, device: str, image_size: int | None) -> Any:
     return model
 
 
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """Return a checkpoint's weights; they are read from the file when they are used.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not in SAM 2's format.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"--model {path}: no such file; official checkpoints: {DOWNLOAD}")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise ValueError(
             f"--model {path}: torch cannot read it ({reason}); download it again from {DOWNLOAD}"
         ) from None
@@ -148,10 +177,12 @@ def recognise(weights: Mapping[str, Tensor], path: str) -> str:
     return f"configs/{version}/{version}_hiera_{SIZES[size]}.yaml"
 
 
-def _build(config: str, device: str, image_size: int | None) -> Any:
-    builder = _need_sam2()
+def _build(config: str, device: str, image_size: int | None, postprocessing: bool) -> Any:
+    build = _need_sam2().build_sam2_video_predictor
     extra = _resized(image_size)
-    return _without_holes(builder.build_sam2_video_predictor(config, None, device=device, hydra_overrides_extra=extra))
+    return _without_holes(
+        build(config, None, device=device, hydra_overrides_extra=extra, apply_postprocessing=postprocessing)
+    )
 
 
 def _from_hub(model_id: str, device: str, image_size: int | None) -> Any:

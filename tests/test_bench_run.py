@@ -174,7 +174,7 @@ def test_a_late_object_is_prompted_where_it_appears(tmp_path):
         (["run", "--set", "scorer=Best()"], "no strategy Best"),
         (["run", "--model", "huge"], "no model is called 'huge'"),
         (["run", "--model", "large", "--checkpoints", "x"], r"x/sam2.1_hiera_large.pt is missing.*curl .*https://"),
-        (["run", "--model", "missing.pt"], "no checkpoint missing.pt"),
+        (["run", "--model", "missing.pt"], "missing.pt: no such file"),
         (["run", "--workers", "0"], "workers=0"),
         (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
         (["report", "nowhere"], "there is no nowhere"),

@@ -12,11 +12,12 @@ from PIL import Image
 
 from benchmarks import run as run_module
 from benchmarks.__main__ import main
-from benchmarks._models import recognise, shared_features
+from benchmarks._models import shared_features
 from benchmarks._store import read_csv
 from benchmarks._values import parse_pair, parse_value, split_values
 from benchmarks.sweep import combinations
 from sam2_keyframe import Quality, Visible
+from sam2_keyframe._models import recognise
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.synthetic import make_clip
 
@@ -105,14 +106,14 @@ def test_official_checkpoints_are_recognised(size, version, monkeypatch):
     weights = {f"image_encoder.trunk.{key}": value for key, value in blocks.state_dict().items()}
     if compose(config_name=name).model.get("no_obj_embed_spatial"):
         weights["no_obj_embed_spatial"] = torch.empty(0)
-    assert recognise(weights) == name
+    assert recognise(weights, "x.pt") == name
 
 
 def test_a_file_that_is_no_checkpoint_is_a_sentence(tmp_path, capsys):
     for content in (b"nonsense", b""):
         (tmp_path / "model.pt").write_bytes(content)
         assert main(["run", *SMALL, "--model", str(tmp_path / "model.pt"), "--out", str(tmp_path / "out")]) == 2
-        assert "is no SAM 2 checkpoint" in capsys.readouterr().err
+        assert "model.pt: torch cannot read it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,92 @@
+"""A method's time beside stock's: two equal predictors track the same video in turn, frame by frame."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks._models import load_predictor
+from benchmarks._track import precision
+from benchmarks.datasets import Video
+from benchmarks.run import Plan
+from sam2_keyframe import KeyframeMemory, make_method, wrap
+from sam2_keyframe.video import init_state
+
+WARM_UP = 10
+"""Frames left out: prompts, first calls, memories that fill."""
+
+
+def time_runs(plan: Plan) -> None:
+    """Measure every run of a plan that has no time beside stock yet, on the plan's first video, and keep the times.
+
+    Whatever else the machine does slows both sides alike; the ratio is the median over frames of a method's time over
+    stock's on the same frame.
+    """
+    left = [(run, method) for run, method in plan.runs if run.time_beside_stock() is None]
+    if not left:
+        return
+    torch.set_num_threads(plan.threads)
+    pair = [load_predictor(plan.checkpoint, plan.device, plan.image_size) for _ in range(2)]
+    video = plan.dataset.open(plan.dataset.names[0])
+    for run, method in left:
+        torch.manual_seed(plan.seed)
+        try:
+            run.write_time_beside_stock(beside_stock(pair, video, method))
+        except Exception as error:  # a method that fails has no time; its videos say why
+            run.write_failure(f"time on {video.name}", error)
+        run.finish(plan.dataset.names)
+
+
+def beside_stock(pair: list[Any], video: Video, method: KeyframeMemory) -> dict[str, Any]:
+    """Return "ratio", "frame_ms", "stock_ms" (medians), "frames" (how many count) and "video".
+
+    Args:
+        pair: Two equal predictors.
+        video: What to track: the objects of its first prompted frame.
+        method: What the first predictor is wrapped with; the second one is under stock.
+
+    Raises:
+        ValueError: The video is too short.
+    """
+    device = torch.device(pair[0].device)
+    walks = [
+        _walk(predictor, video, each) for predictor, each in zip(pair, (method, make_method("stock")), strict=True)
+    ]
+    rows: list[list[float]] = []
+    with torch.inference_mode(), precision(device):
+        for t in range(len(video.frames) - min(video.prompts())):
+            row = [0.0, 0.0]
+            for side in (0, 1) if t % 2 else (1, 0):
+                started = time.perf_counter()
+                next(walks[side])
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                row[side] = time.perf_counter() - started
+            rows.append(row)
+        for walk in walks:
+            walk.close()
+    times = np.array(rows[WARM_UP:])
+    if len(times) < 3:
+        raise ValueError(f"{video.name} has {len(rows)} frames; a time beside stock needs {WARM_UP + 3}")
+    return {
+        "ratio": round(statistics.median(times[:, 0] / times[:, 1]), 4),
+        "frame_ms": round(1000 * statistics.median(times[:, 0]), 3),
+        "stock_ms": round(1000 * statistics.median(times[:, 1]), 3),
+        "frames": len(times),
+        "video": video.name,
+    }
+
+
+def _walk(predictor: Any, video: Video, method: KeyframeMemory) -> Iterator[None]:
+    first, obj_ids = next(iter(video.prompts().items()))
+    with wrap(predictor, method):
+        state = init_state(predictor, video.frames)
+        for obj_id in obj_ids:
+            predictor.add_new_mask(state, frame_idx=first, obj_id=obj_id, mask=video.mask(first, obj_id))
+        for _ in predictor.propagate_in_video(state, start_frame_idx=first):
+            yield

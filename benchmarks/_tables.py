@@ -1,0 +1,30 @@
+"""Pieces of Markdown that reports share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks._compare import Difference
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose first column is text and whose others are numbers."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def points(value: float) -> str:
+    """Return a difference in points with its sign; never -0.0."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
+def interval(found: Difference | None) -> str:
+    """Return a difference and its interval, as in `+0.3 (-0.1 to +0.8)`; nothing where there is none."""
+    return f"{points(found.mean)} ({points(found.low)} to {points(found.high)})" if found else ""
+
+
+def machine(config: Mapping[str, Any]) -> str:
+    """Return a sentence that names device, precision, threads and versions."""
+    versions = ", ".join(f"{name} {value}" for name, value in config["versions"].items() if name in ("torch", "sam2"))
+    return f"{config['device']}, {config['dtype']}, {config['threads']} thread(s) a process, {versions}."
