@@ -10,84 +10,36 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sam2_keyframe._adaptive import Adaptive, Hysteresis, MotionScaled, Quantile, SceneBoundary, StableArea
+from sam2_keyframe._logic import And, Combinable, Not, Or, check_number, check_whole, named, reads, score_of
 from sam2_keyframe.types import FrameRecord, KeyframeFilter
 
-
-class Combinable:
-    """Gives a filter `&`, `|` and `~`."""
-
-    def __and__(self, other: KeyframeFilter) -> KeyframeFilter:
-        """Accept what both accept."""
-        return And(self, other)  # type: ignore[arg-type]
-
-    def __or__(self, other: KeyframeFilter) -> KeyframeFilter:
-        """Accept what either accepts."""
-        return Or(self, other)  # type: ignore[arg-type]
-
-    def __invert__(self) -> KeyframeFilter:
-        """Accept what this one rejects."""
-        return Not(self)  # type: ignore[arg-type]
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Names of the scores that the filter reads."""
-        return frozenset()
-
-
-def reads(rule: object) -> frozenset[str]:
-    """Return the names of the scores that a filter reads, as far as it tells."""
-    names: frozenset[str] = getattr(rule, "reads", frozenset())
-    return names
-
-
-@dataclass(frozen=True)
-class And(Combinable):
-    """Accept what both filters accept."""
-
-    first: KeyframeFilter
-    second: KeyframeFilter
-
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether both accept."""
-        return self.first.accept(record, past) and self.second.accept(record, past)
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Names of the scores that both filters read."""
-        return reads(self.first) | reads(self.second)
-
-
-@dataclass(frozen=True)
-class Or(Combinable):
-    """Accept what either filter accepts."""
-
-    first: KeyframeFilter
-    second: KeyframeFilter
-
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether either accepts."""
-        return self.first.accept(record, past) or self.second.accept(record, past)
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Names of the scores that both filters read."""
-        return reads(self.first) | reads(self.second)
-
-
-@dataclass(frozen=True)
-class Not(Combinable):
-    """Accept what the filter rejects."""
-
-    inner: KeyframeFilter
-
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether the inner filter rejects."""
-        return not self.inner.accept(record, past)
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Names of the scores that the inner filter reads."""
-        return reads(self.inner)
+__all__ = [
+    "FILTERS",
+    "Adaptive",
+    "Always",
+    "And",
+    "Combinable",
+    "EffectiveScore",
+    "EveryNth",
+    "Frames",
+    "Grid",
+    "Hysteresis",
+    "MaxGap",
+    "MinGap",
+    "MotionScaled",
+    "Never",
+    "Not",
+    "Or",
+    "Quality",
+    "Quantile",
+    "SceneBoundary",
+    "StableArea",
+    "Threshold",
+    "Visible",
+    "as_filter",
+    "reads",
+]
 
 
 @dataclass(frozen=True)
@@ -122,12 +74,12 @@ class Threshold(Combinable):
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the score exceeds the bound or is unknown."""
-        return not _score(record, self.of) <= self.above
+        return not score_of(record, self.of) <= self.above
 
     @property
     def reads(self) -> frozenset[str]:
         """The score's name, where one was given."""
-        return frozenset() if self.of is None else frozenset({self.of})
+        return named(self.of)
 
 
 @dataclass(frozen=True)
@@ -142,12 +94,12 @@ class Visible(Combinable):
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the object score exceeds the bound."""
-        return not _score(record, "object_score") <= self.above
+        return not score_of(record, "object_score") <= self.above
 
     @property
     def reads(self) -> frozenset[str]:
         """The object score."""
-        return frozenset({"object_score"})
+        return named("object_score")
 
 
 @dataclass(frozen=True)
@@ -164,17 +116,46 @@ class Quality(Combinable):
 
     def __post_init__(self) -> None:
         """Check the bound."""
-        if not 0.0 <= self.above <= 1.0:
-            raise ValueError(f"Quality(above={self.above!r}): a predicted IoU lies in [0, 1]; choose a bound there")
+        check_number(self, "above", low=0, high=1)
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the predicted IoU exceeds the bound."""
-        return not _score(record, "predicted_iou") <= self.above
+        return not score_of(record, "predicted_iou") <= self.above
 
     @property
     def reads(self) -> frozenset[str]:
         """The predicted IoU."""
-        return frozenset({"predicted_iou"})
+        return named("predicted_iou")
+
+
+@dataclass(frozen=True)
+class EffectiveScore(Combinable):
+    """Accept a frame whose mask is both there and well rated.
+
+    The effective score is max(0, 2 sigmoid(object score) - 1) times the predicted IoU, in [0, 1].
+
+    Attributes:
+        above: Bound on the effective score, in [0, 1].
+
+    Source: the frame filter of SAM 3's tracker (arXiv 2511.16719); there the score is averaged over the objects,
+    which SAM 2 tracks one by one.
+    """
+
+    above: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the bound."""
+        check_number(self, "above", low=0, high=1)
+
+    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
+        """Return whether the effective score exceeds the bound or is unknown."""
+        seen = math.tanh(score_of(record, "object_score") / 2)  # 2 sigmoid(s) - 1
+        return not max(seen, 0.0) * score_of(record, "predicted_iou") <= self.above
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The object score and the predicted IoU."""
+        return named("object_score", "predicted_iou")
 
 
 @dataclass(frozen=True)
@@ -189,7 +170,7 @@ class EveryNth(Combinable):
 
     def __post_init__(self) -> None:
         """Check the distance."""
-        _at_least("EveryNth", "n", self.n, 1)
+        check_whole(self, "n")
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the frame lies on the grid."""
@@ -197,21 +178,87 @@ class EveryNth(Combinable):
 
 
 @dataclass(frozen=True)
-class MinGap(Combinable):
-    """Accept a frame at least n frames after the last keyframe or prompt.
+class Grid(Combinable):
+    """Accept the frames whose index in the video is a multiple of n, wherever the prompts are.
 
     Attributes:
-        n: Least distance in frames, at least 1.
+        n: Distance between accepted frames, at least 1.
     """
 
     n: int = 5
 
     def __post_init__(self) -> None:
         """Check the distance."""
-        _at_least("MinGap", "n", self.n, 1)
+        check_whole(self, "n")
+
+    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
+        """Return whether the frame lies on the grid."""
+        return record.frame_idx % self.n == 0
+
+
+@dataclass(frozen=True)
+class Frames(Combinable):
+    """Accept chosen frames and no others, as `choose_frames` finds them.
+
+    Attributes:
+        chosen: Frame indices, at least 0; any iterable of them, kept sorted.
+    """
+
+    chosen: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the frames and sort them."""
+        chosen = tuple(sorted(set(self.chosen)))
+        for idx in chosen:
+            if isinstance(idx, bool) or not isinstance(idx, int) or idx < 0:
+                raise ValueError(f"Frames(chosen={self.chosen!r}): {idx!r} must be a whole number of at least 0")
+        object.__setattr__(self, "chosen", chosen)
+
+    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
+        """Return whether the frame was chosen."""
+        return record.frame_idx in self.chosen
+
+
+@dataclass(frozen=True)
+class MinGap(Combinable):
+    """Accept a frame at least n frames after the last keyframe or prompt; every frame before the first of them.
+
+    Attributes:
+        n: Least distance in frames, at least 1.
+        prompts: Whether prompts count; False: only keyframes do.
+    """
+
+    n: int = 5
+    prompts: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the distance."""
+        check_whole(self, "n")
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the gap is wide enough."""
+        return (record.gap if self.prompts else record.since) >= self.n
+
+
+@dataclass(frozen=True)
+class MaxGap(Combinable):
+    """Accept a frame when the last keyframe or prompt is n frames ago or more.
+
+    The question of `MinGap`, asked with `|` instead of `&`: `Adaptive() | MaxGap(60)` has a keyframe every 60 frames
+    even where nothing changes (the first that passes the gate).
+
+    Attributes:
+        n: Distance in frames after which a keyframe is due, at least 1.
+    """
+
+    n: int = 60
+
+    def __post_init__(self) -> None:
+        """Check the distance."""
+        check_whole(self, "n")
+
+    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
+        """Return whether a keyframe is due."""
         return record.gap >= self.n
 
 
@@ -231,24 +278,10 @@ def as_filter(keep: KeyframeFilter | float) -> KeyframeFilter:
     return Never() if keep == math.inf else Threshold(float(keep))
 
 
-def _score(record: FrameRecord, name: str | None) -> float:
-    if name is None:
-        return record.significance
-    try:
-        return record.scores[name]
-    except KeyError:
-        raise ValueError(
-            f"a filter reads the score {name!r}, which frame {record.frame_idx} does not have; it has "
-            f"{', '.join(sorted(record.scores)) or 'none'}. Add the scorer to the method's `measure`."
-        ) from None
+_ALL: tuple[type, ...] = (
+    Threshold, Adaptive, Quantile, MotionScaled, Hysteresis, SceneBoundary, Visible, Quality, EffectiveScore,
+    StableArea, EveryNth, Grid, MinGap, MaxGap, Frames, Always, Never,
+)  # fmt: skip
 
-
-def _at_least(owner: str, name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{owner}({name}={value!r}): must be a whole number of at least {least}")
-
-
-FILTERS: dict[str, type] = {
-    cls.__name__: cls for cls in (Threshold, Visible, Quality, EveryNth, MinGap, Always, Never)
-}
+FILTERS: dict[str, type] = {cls.__name__: cls for cls in _ALL}
 """Filters by name."""

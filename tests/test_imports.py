@@ -15,19 +15,31 @@ PACKAGE = Path(sam2_keyframe.__file__).parent
 MAY_IMPORT = {
     "types": [],
     "scorers": ["types", "scorers"],
-    "filters": ["types"],
-    "buffer": ["types"],
+    "_logic": ["types"],
+    "_adaptive": ["types", "_logic"],
+    "filters": ["types", "_logic", "_adaptive"],
+    "buffer": ["types", "relations"],
+    "retrieval": ["types", "scorers", "relations", "buffer"],
     "compression": ["types"],
     "attention": ["types"],
     "stats": ["types"],
-    "methods": ["types", "scorers", "filters", "buffer", "compression", "attention"],
+    "kalman": ["types"],
+    "_consolidated": ["types"],
+    "keyframe_memory": [
+        "types", "scorers", "filters", "buffer", "retrieval", "compression", "attention", "kalman",
+    ],
+    "published": ["types", "scorers", "filters", "buffer", "retrieval", "kalman", "keyframe_memory"],
+    "methods": ["types", "scorers", "filters", "buffer", "keyframe_memory", "published"],
     "_pending": ["types"],
     "_codes": ["types"],
+    "selection": ["types", "_pending", "scorers", "filters", "buffer", "keyframe_memory"],
     "bank": [
-        "types", "_pending", "_codes", "scorers", "filters", "buffer", "compression", "attention", "stats", "methods",
+        "types", "_pending", "_codes", "_consolidated", "compression", "stats", "keyframe_memory", "selection",
     ],
-    "patches": ["types", "attention", "compression", "stats", "bank", "methods", "patches"],
-    "plugin": ["types", "stats", "bank", "methods", "patches"],
+    "patches": [
+        "types", "attention", "compression", "relations", "kalman", "stats", "bank", "keyframe_memory", "patches",
+    ],
+    "plugin": ["types", "stats", "bank", "keyframe_memory", "methods", "patches"],
 }
 
 
