@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "compression": ["types"],
     "attention": ["types"],
     "stats": ["types"],
-    "kalman": ["types"],
+    "kalman": ["scorers"],
     "_consolidated": ["types"],
     "keyframe_memory": [
         "types", "scorers", "filters", "buffer", "retrieval", "compression", "attention", "kalman",

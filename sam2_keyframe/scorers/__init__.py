@@ -5,6 +5,7 @@ to compare with". Quality scorers say how trustworthy the mask is.
 """
 
 from sam2_keyframe.scorers.combine import Combine, Novelty, Spatiotemporal, Surprise
+from sam2_keyframe.scorers.distractors import Distractor
 from sam2_keyframe.scorers.edges import EdgeChangeRatio
 from sam2_keyframe.scorers.features import FeatureShift
 from sam2_keyframe.scorers.flow import OpticalFlow
@@ -14,6 +15,7 @@ from sam2_keyframe.scorers.quality import ObjectScore, PredictedIoU, Stability
 
 SCORERS: dict[str, type] = {
     "combine": Combine,
+    "distractor": Distractor,
     "edge_change_ratio": EdgeChangeRatio,
     "feature_shift": FeatureShift,
     "frame_difference": FrameDifference,
@@ -35,6 +37,7 @@ __all__ = [
     "SCORERS",
     "SSIM",
     "Combine",
+    "Distractor",
     "EdgeChangeRatio",
     "FeatureShift",
     "FrameDifference",

@@ -19,24 +19,25 @@ Region = Literal["frame", "object"]
 """Where a change counts: on the whole frame, or on the dilated mask of the object, now and at the reference."""
 
 _Self = TypeVar("_Self")
+_Past = TypeVar("_Past")
 
 
 def in_float32(
-    score: Callable[[_Self, TrackedFrame, History], Tensor],
-) -> Callable[[_Self, TrackedFrame, History], Tensor]:
-    """Wrap a `score` method: autocast is off while it runs, and its result is a 0-dim float32 tensor.
+    score: Callable[[_Self, TrackedFrame, _Past], Tensor],
+) -> Callable[[_Self, TrackedFrame, _Past], Tensor]:
+    """Wrap a `score` or `relate` method: autocast is off while it runs, and its result is a float32 tensor.
 
     Under bf16 autocast the variances inside SSIM, for one, lose all their digits: 1 - SSIM came out 50 times too
     large.
     """
 
     @wraps(score)
-    def wrapped(self: _Self, frame: TrackedFrame, history: History) -> Tensor:
+    def wrapped(self: _Self, frame: TrackedFrame, past: _Past) -> Tensor:
         device = frame.pred_masks.device.type
         if not torch.amp.is_autocast_available(device):
-            return score(self, frame, history).float()
+            return score(self, frame, past).float()
         with torch.autocast(device, enabled=False):
-            return score(self, frame, history).float()
+            return score(self, frame, past).float()
 
     return wrapped
 

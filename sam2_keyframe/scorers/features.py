@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from sam2_keyframe.scorers._common import Against, check_choice, earlier, in_float32, mask_of
+from sam2_keyframe.scorers._common import Against, check_choice, earlier, in_float32
 from sam2_keyframe.types import History, TrackedFrame
 
 
@@ -72,9 +72,23 @@ def describe(frame: TrackedFrame, feature: str) -> Tensor | None:
     grid = frame.maskmem_features if feature == "memory" else frame.image_embed
     if grid is None:
         return None
+    return frame.describe(f"object/{feature}", lambda: pooled(grid, frame.pred_masks))
 
-    def pool() -> Tensor:
-        cover = adaptive_avg_pool2d(mask_of(frame)[None].float(), (grid.shape[-2], grid.shape[-1]))[0]
-        return (grid[0].float() * cover).sum((1, 2)) / cover.sum().clamp(min=1e-12)
 
-    return frame.describe(f"object/{feature}", pool)
+def pooled(grid: Tensor, pred_masks: Tensor, whole_when_empty: bool = False) -> Tensor:
+    """Return a (1, C, h, w) grid averaged inside the mask, each cell weighted by the share of it that is covered.
+
+    Args:
+        grid: Features.
+        pred_masks: (1, 1, H, W) mask logits.
+        whole_when_empty: Whether an empty mask gives the average of the whole grid, not 0.
+
+    Returns:
+        (C,) float32.
+    """
+    cover = adaptive_avg_pool2d((pred_masks[0] > 0).float(), (grid.shape[-2], grid.shape[-1]))[0]
+    total = cover.sum()
+    if whole_when_empty:
+        cover = cover + (total == 0)
+        total = cover.sum()
+    return (grid[0].float() * cover).sum((1, 2)) / total.clamp(min=1e-12)

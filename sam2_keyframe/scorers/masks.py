@@ -19,6 +19,16 @@ def mask_change(a: Tensor, b: Tensor) -> Tensor:
     return (a ^ b).sum() / union.clamp(min=1)
 
 
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Return the (k, 4) int64 boxes x0, y0, x1, y1 of (k, h, w) bool masks, edge to edge; all 0 for an empty one."""
+    sides = []
+    for line in (masks.any(1).int(), masks.any(2).int()):
+        end = line.shape[1] - line.flip(1).argmax(1)  # the first of equal ones is meant
+        sides.append((line.argmax(1), end * line.amax(1)))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], 1)
+
+
 @dataclass(frozen=True)
 class MaskIoU:
     """1 - IoU of the object's mask with the reference's, in [0, 1].
