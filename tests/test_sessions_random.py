@@ -1,0 +1,91 @@
+"""Random sessions: `stock` is as unwrapped; bounded methods neither fail by themselves nor exceed their room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import make_predictor
+from hypothesis import HealthCheck, given, settings
+
+from benchmarks import sessions as module
+from benchmarks._calls import FLAGS, Clear, Prompt, Remove, Reset, Resume, Session, Track, Wrap, sessions
+from benchmarks.sessions import Differs, Trial
+from sam2_keyframe.patches import sam2 as patch
+
+FORWARD = Track(0, None, None, reverse=False, take=None)
+START = Prompt(0, 0, 1, "mask")
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    return Trial(lambda: make_predictor(image_size=module.SIZE), tmp_path_factory.mktemp("videos"))
+
+
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(session=sessions(longest=10))
+def test_a_sample(trial: Trial, session: Session) -> None:
+    trial.check(session)
+
+
+def test_all_calls_in_a_row(trial: Trial) -> None:
+    """Whatever the sample happens to hold, each kind of call is made, and each gives masks or an error of SAM 2's."""
+    before = trial.sessions
+    calls = [
+        START, Prompt(0, 0, 2, "box"), Track(0, None, None, reverse=False, take=4), Prompt(1, 1, 1, "points"),
+        Track(1, None, 5, reverse=False, take=None), Resume(0, 3), Wrap(False), Resume(0, 9), Wrap(True),
+        Prompt(0, 5, 1, "more points"), FORWARD, Track(0, 7, 5, reverse=True, take=None), Clear(0, 0, 2),
+        Remove(0, 2, strict=True), FORWARD, Reset(0), FORWARD, Prompt(0, 4, 3, "box and points"), FORWARD,
+    ]  # fmt: skip
+    for flags in FLAGS:
+        trial.check(Session(flags, calls))
+    expected, run = trial.run(Session("plain", calls), None)
+    assert trial.sessions == before + len(FLAGS)
+    assert [len(each.masks) for each in expected][2:8] == [4, 1, 6, 3, 0, 3]
+    assert ["No input points or masks are provided for any object" in each.error for each in expected].count(True) == 1
+    assert all(trial.tally["calls"][kind] for kind in ("Prompt", "Track", "Resume", "Clear", "Remove", "Reset", "Wrap"))
+    assert len({logits.sum().item() for _, _, logits in expected[7].masks}) == 3, "masks vary"
+    assert len(run.stored()) > 40
+
+
+# -- what would be found --------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_memory_is_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = patch.memory_view
+    monkeypatch.setattr(patch, "memory_view", lambda memories, *rest: view(memories[:-1], *rest))
+    with pytest.raises(Differs, match=r"under stock, Track.* other masks on frame 2"):
+        trial.check(Session("plain", [START, FORWARD]))
+
+
+@pytest.mark.parametrize("method", ["stock", "keyframe"])
+@pytest.mark.parametrize("obj", [1, 2])
+def test_another_error_is_found(method: str, obj: int, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where SAM 2 gives none (object 1), and where it gives one of its own (object 2, which there is not)."""
+
+    def remove(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(trial.ours, "remove_object", remove)
+    monkeypatch.setattr(module, "METHODS", {method: {}})
+    with pytest.raises(Differs, match=rf"under {method}, Remove.*no room.*unwrapped.*"):
+        trial.check(Session("plain", [START, Remove(0, obj, strict=True)]))
+
+
+def test_a_missing_error_is_found_under_stock(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial.ours, "remove_object", lambda *_, **__: ([], []))
+    with pytest.raises(Differs, match=r"under stock, Remove.* gives 'no error', unwrapped .*doesn't exist"):
+        trial.check(Session("plain", [START, Remove(0, 2, strict=True)]))
+
+
+def test_too_many_memories_held_are_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.METHODS, "keyframe", {"retain": "all"})  # type: ignore[arg-type]
+    with pytest.raises(Differs, match="object 1 holds 7 memories on frame 7, room for 6"):
+        trial.check(Session("plain", [START, FORWARD]))
+
+
+def test_too_many_memories_attended_to_are_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.Run, "_check_held", lambda *_: None)
+    monkeypatch.setattr(module.Run, "_room", lambda _: 3)
+    with pytest.raises(Differs, match=r"5\.0 memories attended to, 1 prompted frames, room for 3"):
+        trial.check(Session("plain", [START, FORWARD]))
