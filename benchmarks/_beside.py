@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def beside_stock(pair: list[Any], video: Video, method: KeyframeMemory) -> dict[
     }
 
 
-def _walk(predictor: Any, video: Video, method: KeyframeMemory) -> Iterator[None]:
+def _walk(predictor: Any, video: Video, method: KeyframeMemory) -> Generator[None, None, None]:
     first, obj_ids = next(iter(video.prompts().items()))
     with wrap(predictor, method):
         state = init_state(predictor, video.frames)

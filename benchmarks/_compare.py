@@ -166,14 +166,13 @@ def keep_results(runs: Iterable[Mapping[str, Any]], file: Path) -> None:
 
     Runs of the same label that the file holds already are replaced, the others stay.
     """
-    fresh = [_portable(metrics) for metrics in runs]
+    fresh: list[Mapping[str, Any]] = [_portable(metrics) for metrics in runs]
     labels = {metrics["config"]["method"]["label"] for metrics in fresh}
     shared = {name: value for name, value in fresh[0]["config"].items() if name != "method"}
     if file.exists():
         before = [result.metrics for result in _read(file)]
         kept = [m for m in before if protocol(m["config"]) == protocol(shared)]
         fresh = [*(m for m in kept if m["config"]["method"]["label"] not in labels), *fresh]
-    file.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for metrics in fresh:
         config = metrics["config"]

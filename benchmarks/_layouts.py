@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks.datasets import PAGES, Mask, Track, Video
 
 VOID = 255
+HIDDEN = "the others are on the dataset's own server; take a split whose masks are published, as the training one"
 LVOS_STEP = 5  # LVOS annotates 1 frame of 5 (lvos-evaluation, evaluation.py)
 
 
@@ -53,8 +54,9 @@ class Folder:
     """DAVIS and datasets laid out like it: one PNG a frame, its values the objects' ids.
 
     Objects are prompted with their true mask where they first appear, and scored from there on at every annotated
-    frame except the sequence's first and last annotated one. A pixel of value 255 is void and counts as background,
-    as in the official DAVIS 2017 and VOST evaluations; where 255 is the only value, it is the object (DAVIS 2016).
+    frame except the sequence's first and last annotated one; one that appears on the last is left out. A pixel of
+    value 255 is void and counts as background, as in the official DAVIS 2017 and VOST evaluations; where 255 is the
+    only value, it is the object (DAVIS 2016).
 
     Source: davisvideochallenge/davis2017-evaluation; hkchengrex/vos-benchmark (late objects, sparse annotations).
     """
@@ -76,6 +78,12 @@ class Folder:
                         f"{name}: frames are {image.size[0]} x {image.size[1]} and masks {mask.size[0]} x "
                         f"{mask.size[1]} pixels; take both from the same resolution folder"
                     )
+        if all(self.only_prompts(name) for name in self.names):
+            raise ValueError(f"{self.annotations}: there are masks of objects' first frames only; {HIDDEN}")
+
+    def only_prompts(self, name: str) -> bool:
+        """Return whether a sequence's masks are those of its prompts, so that nothing can be scored."""
+        return len(self.mask_files(name)) == 1
 
     def frames(self, name: str) -> list[Path]:
         """Return a sequence's image files in natural order."""
@@ -98,8 +106,8 @@ class Folder:
                 first.setdefault(obj_id, t)
         if not first:
             raise ValueError(f"{name}: no mask in {self.annotations / name} shows an object")
-        tracks = tuple(Track(i, t, self.scored(name, i, t, list(files))) for i, t in sorted(first.items()))
-        return Video(name, "", frames, tracks, True, reader)
+        tracks = [Track(i, t, self.scored(name, i, t, list(files))) for i, t in sorted(first.items())]
+        return Video(name, "", frames, _scored(name, tracks), True, reader)
 
     def scored(self, name: str, obj_id: int, first: int, annotated: list[int]) -> tuple[int, ...]:
         """Return the indices of the frames on which an object is scored."""
@@ -124,20 +132,35 @@ class Meta(Folder):
         videos = json.loads(file.read_text())["videos"] if file else {}
         object.__setattr__(self, "videos", {name: entry["objects"] for name, entry in videos.items()})
 
-    def open(self, name: str) -> Video:
-        """Return a sequence."""
+    def only_prompts(self, name: str) -> bool:
+        """Return whether a sequence's masks are those of its objects' first listed frames."""
+        return set(self.mask_files(name)) <= {min(listed, default=0) for listed in self.listed(name).values()}
+
+    def listed(self, name: str) -> dict[str, list[int]]:
+        """Return the frames that `meta.json` lists, by the object's id.
+
+        Raises:
+            ValueError: It does not list the sequence.
+        """
         if name not in self.videos:
             raise ValueError(f"{name}: meta.json in {self.root} does not list it")
+        index = {path.stem: t for t, path in enumerate(self.frames(name))}
+        found = {obj_id: _listed(entry) for obj_id, entry in self.videos[name].items()}
+        return {obj_id: [index[stem] for stem in stems if stem in index] for obj_id, stems in found.items()}
+
+    def open(self, name: str) -> Video:
+        """Return a sequence."""
+        if self.only_prompts(name):
+            raise ValueError(f"{name}: there are masks of objects' first frames only; {HIDDEN}")
         frames, files = self.frames(name), self.mask_files(name)
-        index = {path.stem: t for t, path in enumerate(frames)}
         tracks = []
-        for obj_id, entry in self.videos[name].items():
-            listed = [index[stem] for stem in _listed(entry) if stem in index]
+        for obj_id, listed in self.listed(name).items():
+            entry = self.videos[name][obj_id]
             if not listed or listed[0] not in files:
                 raise ValueError(f"{name}: object {obj_id} has no mask on its first frame; it cannot be prompted")
             after = listed if "frame_range" in entry else listed[1:]
             tracks.append(Track(int(obj_id), listed[0], tuple(t for t in after if t in files)))
-        return Video(name, "", frames, tuple(tracks), True, _Reader(files))
+        return Video(name, "", frames, _scored(name, tracks), True, _Reader(files))
 
 
 @dataclass(frozen=True)
@@ -170,7 +193,16 @@ class SAV(Folder):
             if first is not None:
                 scored = self.scored(name, obj_id, first, list(reader.files))
                 tracks.append(Track(obj_id, first, scored))
-        return Video(name, "", self.frames(name), tuple(tracks), False, lambda t, obj_id: readers[obj_id](t, 1))
+        found = _scored(name, tracks)
+        return Video(name, "", self.frames(name), found, False, lambda t, obj_id: readers[obj_id](t, 1))
+
+
+def _scored(name: str, tracks: list[Track]) -> tuple[Track, ...]:
+    """Return the objects that are scored at all: one that appears on the last annotated frame never is."""
+    found = tuple(track for track in tracks if track.scored)
+    if not found:
+        raise ValueError(f"{name}: no object has a mask on a scored frame; the first and the last one are not scored")
+    return found
 
 
 class _Reader:

@@ -28,8 +28,8 @@ def write(groups: Sequence[Group], families: Families, won: Winners) -> str:
         "# Which scorer, threshold and capacity",
         "",
         f"{runs} runs of the grid on {dev.title}; the best choice of each family again on clips that took no part in "
-        "choosing it. J&F in percent; differences in points with paired 95 % bootstrap intervals over videos. Made from "
-        "the files beside it by `python -m benchmarks study`. " + tables.machine(dev.config),
+        "choosing it. J&F in percent; differences in points with paired 95 % bootstrap intervals over videos. Made "
+        "from the files beside it by `python -m benchmarks study`. " + tables.machine(dev.config),
         "",
         *_grid(dev, families, won),
         *_thresholds(dev, families),
@@ -129,8 +129,10 @@ def _changes(dev: Group, others: Sequence[Group], families: Families, won: Winne
             continue
         spread = float(np.mean([max(jf) - min(jf) for jf in by_capacity.values()]))
         everything = [jf for found in by_capacity.values() for jf in found]
-        result = _find(test, won[name].label) if test else None
-        shown = tables.interval(difference(result, test.reference, keep=_changing)) if result and test.reference else ""
+        winner = _find(test, won[name].label) if test else None
+        shown = ""
+        if test and test.reference and winner:
+            shown = tables.interval(difference(winner, test.reference, keep=_changing))
         rows.append([name, f"{np.mean(everything):.1f}", f"{spread:.1f}", shown])
     head = ["family", "mean J&F of its runs, dev", "spread over thresholds, dev", "its winner vs stock, test (95 %)"]
     return [*lines, *tables.markdown(head, rows), ""]

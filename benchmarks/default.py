@@ -42,6 +42,7 @@ def add_default_arguments(parser: argparse.ArgumentParser) -> None:
 def main_default(options: argparse.Namespace) -> int:
     """Run stock and the candidate, then write and show the verdicts; returns the exit code."""
     code = 0
+    options.results.mkdir(parents=True, exist_ok=True)
     for part in parts(options):
         plan = make_plan(part, [(BASELINES[0], []), (options.method, list(options.set))], share=True)
         code = max(code, carry_out(plan, options.workers))

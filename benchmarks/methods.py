@@ -40,6 +40,7 @@ def add_methods_arguments(parser: argparse.ArgumentParser) -> None:
 def main_methods(options: argparse.Namespace) -> int:
     """Run every method, then write the results and their table; returns the exit code."""
     code = 0
+    options.results.mkdir(parents=True, exist_ok=True)
     slots = memory_slots(check_model(options.model, options.checkpoints))
     chosen, left_out = choose(list(dict.fromkeys([*BASELINES, *options.method])), slots)
     for part in [] if options.only_table else parts(options):

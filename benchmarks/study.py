@@ -104,6 +104,7 @@ def main_study(options: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"no family is called {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
     families = {name: FAMILIES[name] for name in options.families}
+    options.results.mkdir(parents=True, exist_ok=True)
     code = 0 if options.only_table else _run(options, families)
     groups = load_groups(options.results)
     write_text(options.results / "README.md", text.write(groups, families, winners(_dev(groups), families)))
@@ -112,7 +113,7 @@ def main_study(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, families: Mapping[str, Family]) -> int:
-    others = [(name, []) for name in (*BASELINES, *METHODS)]
+    others: list[tuple[str, list[str]]] = [(name, []) for name in (*BASELINES, *METHODS)]
     grid = [run for family in families.values() for run in family.runs()]
     dev = make_plan(_with(options, data="synthetic", split="dev"), [*others, *grid], share=True)
     code = carry_out(dev, options.workers)

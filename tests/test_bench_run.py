@@ -176,6 +176,10 @@ def test_a_late_object_is_prompted_where_it_appears(tmp_path):
         (["run", "--model", "large", "--checkpoints", "x"], r"x/sam2.1_hiera_large.pt is missing.*curl .*https://"),
         (["run", "--model", "missing.pt"], "missing.pt: no such file"),
         (["run", "--workers", "0"], "workers=0"),
+        (["run", "--set", "capacity=6"], r"keyframe capacity=6: recent=1 and capacity=6 .* has 6"),
+        (["sweep", "--grid", "recent=1,7"], r"keyframe recent=7: recent=7 and capacity=5 .* has 6"),
+        (["run", "--split", "val"], "no split 'val'"),
+        (["run", "--frames", "2"], "three frames"),
         (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
         (["report", "nowhere"], "there is no nowhere"),
     ],
@@ -202,10 +206,23 @@ def test_folders_that_do_not_fit_together_are_a_sentence(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_split_whose_masks_are_not_published_is_a_sentence(tmp_path, capsys):
+    write_folder(tmp_path / "valid", {"a": make_clip("static", 0, 4, 64)})
+    for t in range(1, 4):
+        (tmp_path / f"valid/Annotations/a/{t:05d}.png").unlink()
+    assert main(["run", "--data", str(tmp_path / "valid"), "--out", str(tmp_path / "out")]) == 2
+    assert "masks of objects' first frames only" in capsys.readouterr().err
+
+
 def test_unwritable_results_are_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["run", *SMALL, "--challenges", "static", "--out", str(tmp_path / "file")]) == 2
-    assert "file" in capsys.readouterr().err
+    for out in ("file", "file/below"):
+        assert main(["run", *SMALL, "--challenges", "static", "--out", str(tmp_path / out)]) == 2
+        assert str(tmp_path / out) in capsys.readouterr().err
+    arguments = ["run", *SMALL, "--challenges", "static", "--method", "stock", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_results_of_another_version_are_left_alone(tmp_path, capsys):
