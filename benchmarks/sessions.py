@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,164 +31,13 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import sam2_keyframe as sk
-from benchmarks._calls import FLAGS, FRAMES, Call, Clear, Prompt, Remove, Reset, Resume, Session, Track, Wrap, sessions
+from benchmarks._calls import FLAGS, FRAMES, Session, sessions
 from benchmarks._models import shared_features
+from benchmarks._session import METHODS, SIZE, Differs, Outcome, Run
 from benchmarks._store import surroundings, write_text
 from sam2_keyframe.synthetic import make_clip
 
 RESULTS = Path(__file__).parent / "results" / "sessions"
-SIZE = 64
-
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "stock": {},
-    "keyframe": {},
-    "small": {"capacity": 2, "fill": False, "keep": 0.0, "pointers": "selected", "keep_masks": False},
-}
-"""Choices by what a run is called; `small` is `keyframe` with little room, where nearly every frame is a keyframe."""
-
-
-class Differs(Exception):
-    """A wrapped run did what it must not."""
-
-
-@dataclass
-class Outcome:
-    """What a call gave: SAM 2's (frame index, object ids, mask logits), and its error, "" where there was none."""
-
-    masks: list[tuple[int, tuple[Any, ...], Tensor]] = field(default_factory=list)
-    error: str = ""
-
-
-class Run:
-    """One session on one predictor.
-
-    Args:
-        predictor: It; not wrapped.
-        folders: A folder of frames for each video.
-        masks: (T, H, W) object ids, for each video.
-        method: A name in `METHODS`; None leaves the predictor unwrapped throughout.
-    """
-
-    def __init__(self, predictor: Any, folders: list[Path], masks: list[Tensor], method: str | None) -> None:
-        self.predictor, self.folders, self.masks, self.method = predictor, folders, masks, method
-        self.states: dict[int, Any] = {}
-        self.open: dict[int, Iterator[Any]] = {}
-        self.wrapped = False
-        self.wrap(True)
-
-    def wrap(self, on: bool) -> None:
-        """Wrap or unwrap."""
-        if self.method is not None and on:
-            name = "stock" if self.method == "stock" else "keyframe"
-            self.handle = sk.wrap(self.predictor, name, **METHODS[self.method])
-        elif self.method is not None:
-            sk.unwrap(self.predictor)
-        self.wrapped = on
-
-    def do(self, call: Call) -> Outcome:
-        """Make a call."""
-        outcome = Outcome()
-        if isinstance(call, Wrap):
-            self.wrap(call.on)
-            return outcome
-        try:
-            for frame_idx, obj_ids, logits in self._answers(call):
-                outcome.masks.append((frame_idx, tuple(obj_ids), logits.clone()))
-        except Differs:
-            raise
-        except Exception as error:
-            outcome.error = f"{type(error).__name__}: {error}"
-        return outcome
-
-    def _answers(self, call: Any) -> Iterator[Any]:
-        predictor, video = self.predictor, call.video
-        if video not in self.states:
-            self.states[video] = predictor.init_state(str(self.folders[video]))
-        state = self.states[video]
-        if isinstance(call, Prompt):
-            yield self._prompt(state, call)
-        elif isinstance(call, Track):
-            self.open[video] = predictor.propagate_in_video(state, call.start, call.count, call.reverse)
-            yield from self._take(video, call.take)
-        elif isinstance(call, Resume):
-            yield from self._take(video, call.take)
-        elif isinstance(call, Clear):
-            yield predictor.clear_all_prompts_in_frame(state, call.frame, call.obj)
-        elif isinstance(call, Remove):
-            obj_ids, changed = predictor.remove_object(state, call.obj, strict=call.strict)
-            yield from ((frame_idx, obj_ids, logits) for frame_idx, logits in changed)
-        elif isinstance(call, Reset):
-            predictor.reset_state(state)
-
-    def _prompt(self, state: Any, call: Prompt) -> Any:
-        if call.kind == "mask":
-            mask = self.masks[call.video][call.frame] == call.obj
-            return self.predictor.add_new_mask(state, call.frame, call.obj, mask)
-        x, y = SIZE / 4 * (1 + call.obj % 3), SIZE / 4 * (1 + call.frame % 3)
-        how: dict[str, Any] = {"clear_old_points": call.kind != "more points"}
-        if "points" in call.kind:
-            how |= {"points": [[x, y]], "labels": [int(call.frame % 4 != 3)]}
-        if "box" in call.kind:
-            how["box"] = [x - SIZE / 4, y - SIZE / 4, x + SIZE / 8, y + SIZE / 4]
-        return self.predictor.add_new_points_or_box(state, call.frame, call.obj, **how)
-
-    def _take(self, video: int, count: int | None) -> Iterator[Any]:
-        taken = 0
-        while count is None or taken < count:
-            answer = next(self.open.get(video, iter(())), None)
-            if answer is None:
-                self.open.pop(video, None)
-                return
-            taken += 1
-            if self._bounded:
-                self._check_held(self.states[video], answer[0])
-            yield answer
-
-    # -- bounds -------------------------------------------------------------------------------------------------
-
-    @property
-    def _bounded(self) -> bool:
-        return self.wrapped and self.method not in (None, "stock")
-
-    def _room(self) -> int:
-        """Return how many spatial memories the method has room for, besides conditioning frames."""
-        method, slots = self.handle.method, self.predictor.num_maskmem - 1
-        reach = (slots - 1) * self.predictor.memory_temporal_stride_for_eval + 1  # free slots go to the frames in there
-        return max(method.recent + method.capacity, reach if method.fill else 0)
-
-    def _check_held(self, state: Any, frame_idx: int) -> None:
-        """Count each object's memories in SAM 2's own dict, where it was just tracked."""
-        for obj_id, stats in sk.memory_stats(state).items():
-            outputs = state["output_dict_per_obj"][state["obj_id_to_idx"][obj_id]]
-            if stats.last is None or stats.last.frame_idx != frame_idx or frame_idx in outputs["cond_frame_outputs"]:
-                continue
-            stored = outputs["non_cond_frame_outputs"].values()
-            held = sum(entry["maskmem_features"].numel() > 0 for entry in stored)
-            if held > self._room():
-                raise Differs(f"object {obj_id} holds {held} memories on frame {frame_idx}, room for {self._room()}")
-
-    def check_attended(self, module: Any, args: Any, given: Mapping[str, Any]) -> None:
-        """Count the memories that memory attention is given; a hook of it."""
-        if not self._bounded:
-            return
-        grid = given["curr"][0].shape[0] if isinstance(given["curr"], list) else given["curr"].shape[0]
-        spatial = (given["memory"].shape[0] - given["num_obj_ptr_tokens"]) / grid
-        dicts = [outputs for state in self.states.values() for outputs in state["output_dict_per_obj"].values()]
-        prompts = max(len(outputs["cond_frame_outputs"]) for outputs in dicts)
-        if spatial > prompts + self._room():
-            raise Differs(f"{spatial} memories attended to, {prompts} prompted frames, room for {self._room()}")
-
-    def stored(self) -> dict[tuple[Any, ...], Tensor]:
-        """Return every tensor that SAM 2 stores, by video, object, kind, frame and name."""
-        return {
-            (video, obj_idx, kind, frame_idx, name): value
-            for video, state in self.states.items()
-            for obj_idx, outputs in state["output_dict_per_obj"].items()
-            for kind in ("cond_frame_outputs", "non_cond_frame_outputs")
-            for frame_idx, entry in outputs[kind].items()
-            for name, value in entry.items()
-            if isinstance(value, Tensor)
-        }
 
 
 class Trial:

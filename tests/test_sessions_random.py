@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 
 from benchmarks import sessions as module
 from benchmarks._calls import FLAGS, Clear, Prompt, Remove, Reset, Resume, Session, Track, Wrap, sessions
-from benchmarks.sessions import Differs, Trial
+from benchmarks._session import METHODS, SIZE, Differs, Run
+from benchmarks.sessions import Trial
 from sam2_keyframe.patches import sam2 as patch
 
 FORWARD = Track(0, None, None, reverse=False, take=None)
@@ -19,7 +20,7 @@ START = Prompt(0, 0, 1, "mask")
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    return Trial(lambda: make_predictor(image_size=module.SIZE), tmp_path_factory.mktemp("videos"))
+    return Trial(lambda: make_predictor(image_size=SIZE), tmp_path_factory.mktemp("videos"))
 
 
 @settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -79,13 +80,13 @@ def test_a_missing_error_is_found_under_stock(trial: Trial, monkeypatch: pytest.
 
 
 def test_too_many_memories_held_are_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.METHODS, "keyframe", {"retain": "all"})  # type: ignore[arg-type]
+    monkeypatch.setitem(METHODS, "keyframe", {"retain": "all"})  # type: ignore[arg-type]
     with pytest.raises(Differs, match="object 1 holds 7 memories on frame 7, room for 6"):
         trial.check(Session("plain", [START, FORWARD]))
 
 
 def test_too_many_memories_attended_to_are_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.Run, "_check_held", lambda *_: None)
-    monkeypatch.setattr(module.Run, "_room", lambda _: 3)
+    monkeypatch.setattr(Run, "_check_held", lambda *_: None)
+    monkeypatch.setattr(Run, "_room", lambda _: 3)
     with pytest.raises(Differs, match=r"5\.0 memories attended to, 1 prompted frames, room for 3"):
         trial.check(Session("plain", [START, FORWARD]))
