@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sam2_keyframe.scorers._common import without_autocast
 from sam2_keyframe.scorers.masks import mask_boxes
 
 
@@ -77,7 +78,7 @@ class Track:
         """
         if masks.ndim != 4 or masks.shape[:2] != ious.shape or masks.shape[0] != 1:
             raise ValueError(f"masks {tuple(masks.shape)}, ious {tuple(ious.shape)}: give (1, K, h, w) and (1, K)")
-        with torch.autocast(masks.device.type, enabled=False):
+        with without_autocast(masks.device):
             return self._choose(masks[0], ious[0].float())
 
     def _choose(self, masks: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:

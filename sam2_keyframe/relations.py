@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, interpolate, normalize
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from sam2_keyframe.scorers._common import check_range, in_float32
 from sam2_keyframe.scorers.features import pooled
@@ -24,7 +24,7 @@ def _cosines(now: Tensor, held: Sequence[Held], key: str) -> Tensor:
     found = [memory.reference.get(key) if memory.reference else None for memory in held]
     blank = torch.full_like(now, math.nan)
     vectors = torch.stack([blank if vector is None else vector for vector in found] or [blank])[: len(held)]
-    return cosine_similarity(vectors.float(), now.float()[None])
+    return (normalize(vectors.float(), dim=1) * normalize(now.float(), dim=0)).sum(1)  # no product in TF32
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CellCosine:
     def relate(self, frame: TrackedFrame, held: Sequence[Held]) -> Tensor:
         """Return the (len(held),) mean cosines."""
         grids = torch.cat([memory.features() for memory in held]).float()
-        return cosine_similarity(grids, frame.maskmem_features.float()).mean((1, 2))
+        return (normalize(grids) * normalize(frame.maskmem_features.float())).sum(1).mean((1, 2))
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def foreground_queries(image_embed: Tensor, pred_masks: Tensor, count: int = 64)
         empty mask gives the first cells.
     """
     height, width = image_embed.shape[-2:]
-    logits = interpolate(pred_masks.float(), (height, width), mode="bilinear", antialias=True).flatten()
+    logits = adaptive_avg_pool2d(pred_masks[0].float(), (height, width)).flatten()
     chosen = logits.argsort(descending=True, stable=True)[:count]
     return image_embed[0].flatten(1).T[chosen], chosen
 

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "_logic": ["types"],
     "_adaptive": ["types", "_logic"],
     "filters": ["types", "_logic", "_adaptive"],
+    "relations": ["types", "scorers"],
     "buffer": ["types", "relations"],
     "retrieval": ["types", "scorers", "relations", "buffer"],
     "compression": ["types"],

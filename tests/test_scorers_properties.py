@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from tracked import FAKE, Count, change, fake_tensors, frame, history
 
 from sam2_keyframe import scorers as sk
-from sam2_keyframe.types import FrameMemo, FrameRecord, History, Scorer, TrackedFrame
+from sam2_keyframe.types import FrameRecord, History, Scorer
 
-FAKE = "cuda" if torch.backends.cuda.is_built() else "meta"
-"""Where tensors have no values: indexing fake CUDA tensors needs a build of torch with CUDA, `meta` does not."""
 CHANGES: list[Any] = [
     sk.FrameDifference(),
     sk.FrameDifference(colour=True, noise_floor=0, region="object"),
@@ -46,56 +41,9 @@ CHANGES: list[Any] = [
     sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(1.0, 0.5)),
     sk.Combine((sk.MaskIoU(), sk.FrameDifference()), how="product", scale="z"),
 ]
-SCORERS: list[Any] = [*CHANGES, sk.PredictedIoU(), sk.ObjectScore(), sk.Stability()]
+SCORERS: list[Any] = [*CHANGES, sk.PredictedIoU(), sk.ObjectScore(), sk.Stability(), sk.Distractor()]
 each_change = pytest.mark.parametrize("scorer", CHANGES, ids=repr)
 each = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
-
-
-def frame(
-    seed: int = 0, size: int = 64, index: int = 0, device: str = "cpu", **edit: Callable[..., Any]
-) -> TrackedFrame:
-    """Random features, smooth random pixels and a square object; `edit` changes attributes or `image`."""
-    rng = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=rng)
-
-    grid = max(1, size // 16)
-    image = torch.nn.functional.interpolate(draw(1, 3, grid * 2, grid * 2), (size, size), mode="bicubic")[0].sigmoid()
-    logits = torch.full((1, 1, max(1, size // 4), max(1, size // 4)), -6.0)
-    logits[..., size // 16 : size // 8 + 1, size // 16 : size // 8 + 1] = 6.0
-    values: dict[str, Any] = {
-        "image": image,
-        "image_embed": draw(1, 32, grid, grid),
-        "maskmem_features": draw(1, 16, grid, grid).bfloat16(),
-        "pred_masks": logits,
-        "candidate_masks": logits.expand(-1, 3, -1, -1),
-        "candidate_ious": draw(1, 3).sigmoid(),
-        "obj_ptr": draw(1, 32),
-        "object_score_logits": draw(1, 1),
-    }
-    values.update({key: make(values[key]) for key, make in edit.items()})
-    if device == "fake":
-        values = {key: torch.empty(value.shape, dtype=value.dtype, device=FAKE) for key, value in values.items()}
-    else:
-        values = {key: value.to(device) for key, value in values.items()}
-    pixels = values.pop("image")
-    return TrackedFrame(frame_idx=index, shared=FrameMemo(lambda: pixels), **values)
-
-
-def history(before: TrackedFrame, records: int = 0) -> History:
-    names = ("mask_iou", "frame_difference")
-    past = [FrameRecord(i, 0.0, {name: 0.1 + 0.01 * (i % 3) for name in names}) for i in range(records)]
-    reference = before.reference()
-    return History(reference, reference, [reference], deque(past, maxlen=300))  # as the bank keeps them
-
-
-def change(scorer: Scorer, before: TrackedFrame, now: TrackedFrame, records: int = 0) -> float:
-    scorer.score(before, History())
-    score = scorer.score(now, history(before, records))
-    assert score.shape == ()
-    assert score.dtype == torch.float32
-    return float(score)
 
 
 @each
@@ -232,10 +180,6 @@ def test_flow_under_autocast_the_same_number() -> None:
         assert change(sk.OpticalFlow(), frame(0), frame(1, index=1)) == plain
 
 
-def fake_tensors() -> Any:
-    return FakeTensorMode() if FAKE == "cuda" else contextlib.nullcontext()
-
-
 @each
 def test_on_the_device_no_value_is_read(scorer: Any) -> None:
     """On tensors without values, reading or branching on one raises, and a result on another device shows."""
@@ -277,16 +221,6 @@ def test_on_cuda_nothing_waits_for_the_device(scorer: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
     expected = change(scorer, frame(0), frame(1, index=1), records=8)
     assert float(score) == pytest.approx(expected, abs=1e-3)
-
-
-class Count(TorchDispatchMode):
-    """Counts operations that compute; views launch nothing."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.total += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 @each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +23,13 @@ _Self = TypeVar("_Self")
 _Past = TypeVar("_Past")
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off on the device; devices without autocast need none."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def in_float32(
     score: Callable[[_Self, TrackedFrame, _Past], Tensor],
 ) -> Callable[[_Self, TrackedFrame, _Past], Tensor]:
@@ -33,10 +41,7 @@ def in_float32(
 
     @wraps(score)
     def wrapped(self: _Self, frame: TrackedFrame, past: _Past) -> Tensor:
-        device = frame.pred_masks.device.type
-        if not torch.amp.is_autocast_available(device):
-            return score(self, frame, past).float()
-        with torch.autocast(device, enabled=False):
+        with without_autocast(frame.pred_masks.device):
             return score(self, frame, past).float()
 
     return wrapped
