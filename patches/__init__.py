@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.patches.sam2 import Sam2Patch
 
 HOSTS = "facebookresearch SAM 2's SAM2VideoPredictor of December 2024 or later (and its VOS variant), EfficientTAM's"

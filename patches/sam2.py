@@ -6,29 +6,26 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 
 from __future__ import annotations
 
-import functools
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_keyframe.attention import TokenLayout, Whole
 from sam2_keyframe.bank import Entry, MemoryBank
-from sam2_keyframe.methods import KeyframeMemory
-from sam2_keyframe.patches.view import memory_view
+from sam2_keyframe.kalman import Track
+from sam2_keyframe.keyframe_memory import KeyframeMemory
+from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.frames import KEY, Frames
+from sam2_keyframe.patches.view import closest, memory_view
 from sam2_keyframe.patches.wrapping import Wrapping, method_signature
 from sam2_keyframe.stats import has_memory, pointer_tokens
-from sam2_keyframe.types import FrameMemo, Moment, TrackedFrame
-
-KEY = "_keyframe"
-"""Where a bank lies in an object's `output_dict`, and the shared frame in the inference state."""
-
-SCORING_SIZE = 256
+from sam2_keyframe.types import FrameMemo, Memory, Moment
 
 REQUIRED = {
     "_prepare_memory_conditioned_features": {"frame_idx", "is_init_cond_frame", "output_dict", "track_in_reverse"},
@@ -48,12 +45,16 @@ class Step:
     Attributes:
         encoded: The frame's output as the model returned it, on its device.
         candidates: The decoder's candidate masks and predicted IoUs.
+        track: The object's motion, where the method chooses masks by it.
+        measured: Scores that are known before the frame is measured.
         attended: Frames whose spatial memory was attended to.
         tokens: Keys that memory attention read.
     """
 
     encoded: Mapping[str, Any] | None = None
     candidates: tuple[Tensor, Tensor] | None = None
+    track: Track | None = None
+    measured: dict[str, Tensor] = field(default_factory=dict)
     attended: tuple[int, ...] = ()
     tokens: int = 0
 
@@ -74,6 +75,8 @@ class Sam2Patch:
         self._token = object()  # a bank that held the patch would keep the model alive
         self._step: Step | None = None
         self._prompt_memos: dict[int, tuple[FrameMemo, Tensor]] = {}
+        self._frames = Frames(predictor)
+        self._attention = None if method.attend == Whole() else AttentionHook(predictor)
 
     @staticmethod
     def refuses(predictor: object) -> str | None:
@@ -106,6 +109,9 @@ class Sam2Patch:
             self._wrapping.wrap("track_step", self._encode)
             hook = self.predictor.sam_mask_decoder.register_forward_hook(self._decoded)
             self._wrapping.on_undo(hook.remove)
+        if self._attention is not None:
+            self._attention.install()
+            self._wrapping.on_undo(self._attention.uninstall)
 
     def undo(self) -> None:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
@@ -138,17 +144,8 @@ class Sam2Patch:
         self.banks.add(bank)
         if state is not None and self.method.observes:
             for frame_idx, entry in output_dict["cond_frame_outputs"].items():
-                bank.prompted(frame_idx, entry, self._adopted(state, frame_idx, entry), cond=True)
+                bank.prompted(frame_idx, entry, self._frames.adopted(state, frame_idx, entry), cond=True)
         return bank
-
-    def _adopted(self, state: Mapping[str, Any], frame_idx: int, entry: Entry) -> TrackedFrame | None:
-        """Return a prompted frame that was encoded before the predictor was wrapped, if its pixels are still there."""
-        try:
-            image = state["images"][frame_idx]
-        except (KeyError, IndexError):
-            return None
-        memo = FrameMemo(functools.partial(self._scoring_image, image.to(self.predictor.device).float()[None]))
-        return self._prompt_frame(frame_idx, entry, memo, None)
 
     def _moment(self, frame_idx: int, reverse: bool, num_frames: int) -> Moment:
         model = self.predictor
@@ -164,27 +161,56 @@ class Sam2Patch:
         output_dict = call["output_dict"]
         cond, non_cond = output_dict["cond_frame_outputs"], output_dict["non_cond_frame_outputs"]
         moment = self._moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
-        memories, pointers = self._bank(None, output_dict).memories(cond, moment)
-        view, anchors = memory_view(memories, pointers, cond, non_cond, moment, self.predictor.maskmem_tpos_enc)
-        self._note(cond, memories, pointers, moment, call["feat_sizes"][-1])
-        with self._anchors_allowed(anchors, call["frame_idx"], view):
-            return original(**{**call, "output_dict": view})
+        prompts = self._prompts(cond, moment)
+        read = closest(moment.frame_idx, prompts, self.predictor.max_cond_frames_in_attn)
+        embed = None
+        if self.method.select.on_device:
+            embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, call["feat_sizes"][-1])
+        memories, pointers = self._bank(None, output_dict).memories(cond, moment, len(read), embed)
+        view, anchors = memory_view(memories, pointers, prompts, non_cond, moment, self.predictor.maskmem_tpos_enc)
+        tokens = (len(read) + len(memories)) * call["feat_sizes"][-1][0] * call["feat_sizes"][-1][1]
+        with self._anchors_allowed(anchors, read, view):
+            shown = {**call, "output_dict": view}
+            if self._attention is None:
+                result = original(**shown)
+            else:
+                shown_prompts = closest(
+                    moment.frame_idx, view["cond_frame_outputs"], self.predictor.max_cond_frames_in_attn
+                )
+                grid = call["feat_sizes"][-1]
+                layout = self._attention.read_layout(self.method.attend, view, shown_prompts, cond, moment, grid)
+                tokens = layout.tokens
+                with self._attention.layout(layout):
+                    result = original(**shown)
+        self._note(cond, read, memories, pointers, moment, tokens)
+        return result
 
-    def _note(self, cond: Any, memories: Any, pointers: Any, moment: Moment, size: tuple[int, int]) -> None:
-        """Record what is attended to: spatial and pointer tokens, as SAM 2 will concatenate them."""
+    def _prompts(self, cond: Mapping[int, Entry], moment: Moment) -> Mapping[int, Entry]:
+        """Return the prompted frames that may be attended to: all, or the first and the nearest."""
+        most = self.method.conditioning
+        if most is None or len(cond) <= most:
+            return cond
+        first = max(cond) if moment.reverse else min(cond)
+        nearest = sorted(cond, key=lambda t: (not moment.past(t) and most == 1, abs(t - moment.frame_idx)))
+        kept = nearest[:1] if most == 1 else [first, *(t for t in nearest if t != first)][:most]
+        return {t: entry for t, entry in cond.items() if t in kept}
+
+    def _note(
+        self, cond: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment, tokens: int
+    ) -> None:
+        """Record what is attended to: spatial and pointer tokens, as SAM 2 concatenates them."""
         model, step = self.predictor, self._step
         if step is None:
             return
-        shown = _closest(moment.frame_idx, cond, model.max_cond_frames_in_attn)
-        frames = sorted([*shown, *(memory.frame_idx for memory in memories)])
-        step.attended = tuple(frames)
-        step.tokens = len(frames) * size[0] * size[1]
+        step.attended = tuple(sorted([*read, *(m.frame_idx for m in memories if m.frame_idx is not None)]))
+        step.tokens = tokens
         if model.use_obj_ptrs_in_encoder and cond:
-            past = [t for t in shown if moment.distance(t) >= 0 or not model.only_obj_ptrs_in_the_past_for_eval]
-            step.tokens += (len(pointers) + len(past)) * pointer_tokens(next(iter(cond.values())))
+            past = [t for t in read if moment.distance(t) >= 0 or not model.only_obj_ptrs_in_the_past_for_eval]
+            own = sum(memory.pointer for memory in memories)
+            step.tokens += (len(pointers) + len(past) + own) * pointer_tokens(next(iter(cond.values())))
 
     @contextmanager
-    def _anchors_allowed(self, anchors: int, frame_idx: int, view: dict[str, Any]) -> Iterator[None]:
+    def _anchors_allowed(self, anchors: int, read: list[int], view: dict[str, Any]) -> Iterator[None]:
         """Let SAM 2 read memories that are shown among the conditioning frames, beside all prompts it would read."""
         model = self.predictor
         cap, past_only = model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval
@@ -193,11 +219,10 @@ class Sam2Patch:
             return
         shown = list(view["cond_frame_outputs"].items())
         prompts = dict(shown[:-anchors])
-        kept = _closest(frame_idx, prompts, cap)
         for t, entry in prompts.items():
-            if t not in kept:
+            if t not in read:
                 view["non_cond_frame_outputs"].setdefault(t, entry)
-        view["cond_frame_outputs"] = {**{t: prompts[t] for t in kept}, **dict(shown[-anchors:])}
+        view["cond_frame_outputs"] = {**{t: prompts[t] for t in read}, **dict(shown[-anchors:])}
         model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval = -1, True
         try:
             yield
@@ -214,12 +239,21 @@ class Sam2Patch:
         start = time.perf_counter()
         moment = self._moment(frame_idx, call["reverse"], state["num_frames"])
         bank.begin(moment)
-        step = self._step = Step()
+        corrected = bank.protected(frame_idx)
+        if corrected is not None:
+            bank.trim(moment.then())
+            return corrected, corrected["pred_masks"].to(self.predictor.device, non_blocking=True)
+        step = self._step = Step(track=bank.track)
         try:
             entry, masks = original(**call)
         finally:
             self._step = None
-        bank.observe(entry, self._tracked(state, frame_idx, entry, step, masks), moment, cond)
+        frame = None
+        if step.encoded is not None:
+            candidates = step.candidates or (masks, masks.new_ones(1, 1))
+            frame = self._frames.tracked(state, frame_idx, entry, step.encoded, masks, *candidates)
+            frame.measured.update(step.measured)
+        bank.observe(entry, frame, moment, cond)
         bank.trim(moment.then())
         bank.account(cond, moment, step.attended, step.tokens, 1000 * (time.perf_counter() - start))
         return entry, masks
@@ -231,13 +265,21 @@ class Sam2Patch:
             self._step.encoded = output
         return output
 
-    def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        """Take note of the decoder's candidates; SAM 2 throws their predicted IoUs away."""
-        if self._step is not None:
-            masks, ious = output[0], output[1]
-            if hasattr(self.predictor.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
-                masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
-            self._step.candidates = masks, ious
+    def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> Any:
+        """Take note of the decoder's candidates; SAM 2 throws their predicted IoUs away. Choose another by motion."""
+        step = self._step
+        if step is None:
+            return None
+        masks, ious, tokens, score = output
+        if hasattr(self.predictor.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
+            masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
+        step.candidates = masks, ious
+        if step.track is None or ious.shape[1] == 1:
+            return None
+        visible = torch.where(score[..., None, None] > 0, masks, -1.0)
+        ranking, step.measured["kalman_overlap"] = step.track.choose(visible, ious)
+        step.measured["predicted_iou"] = ious[0].gather(0, ranking[0].argmax()[None])[0]
+        return masks, ranking.to(ious.dtype), tokens, score  # SAM 2 takes the mask and the pointer of the highest
 
     def _preflight(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take in prompts and corrections, which SAM 2 encodes here and nowhere else."""
@@ -259,7 +301,7 @@ class Sam2Patch:
                 output_dict = state["output_dict_per_obj"][obj_idx]
                 entry = output_dict[key].get(frame_idx)
                 if entry is not None and entry["maskmem_features"] is not None:
-                    frame = self._prompt_frame(frame_idx, entry, *self._prompt_memos.get(frame_idx, (None, None)))
+                    frame = self._frames.prompted(frame_idx, entry, self._prompt_memos.get(frame_idx))
                     bank = self._bank(state, output_dict)
                     bank.prompted(frame_idx, entry, frame, cond=key == "cond_frame_outputs")
             self._prompt_memos.clear()
@@ -269,7 +311,7 @@ class Sam2Patch:
         result = original(**call)
         frame_idx, state = call["frame_idx"], call["inference_state"]
         if frame_idx not in self._prompt_memos:
-            self._prompt_memos[frame_idx] = self._shared(state, frame_idx)
+            self._prompt_memos[frame_idx] = self._frames.shared(state, frame_idx)
         return result
 
     def _clear_prompts(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
@@ -282,66 +324,3 @@ class Sam2Patch:
         if was_prompt and isinstance(bank, MemoryBank) and entry is not None and has_memory(entry):
             bank.prompted(frame_idx, entry, None, cond=False)
         return result
-
-    # -- frames -------------------------------------------------------------------------------------------------
-
-    def _shared(self, state: MutableMapping[str, Any], frame_idx: int) -> tuple[FrameMemo, Tensor]:
-        """Return what the scorers of all objects share on a frame, and its image features."""
-        image, backbone = state["cached_features"][frame_idx]
-        known = state.get(KEY)
-        if known is None or known[0] is not image:
-            state[KEY] = known = image, FrameMemo(functools.partial(self._scoring_image, image))
-        return known[1], backbone["backbone_fpn"][-1]
-
-    @staticmethod
-    def _scoring_image(image: Tensor) -> Tensor:
-        """Return (3, h, w) RGB in [0, 1], at most 256 on a side, from (1, 3, S, S) as SAM 2 normalises it."""
-        mean, std = _normalisation(image.device)
-        if image.shape[-1] > SCORING_SIZE:
-            image = F.interpolate(image, size=(SCORING_SIZE, SCORING_SIZE), mode="area")
-        return (image[0].float() * std + mean).clamp(0, 1)
-
-    def _tracked(
-        self, state: MutableMapping[str, Any], frame_idx: int, entry: Entry, step: Step, masks: Tensor
-    ) -> TrackedFrame | None:
-        if step.encoded is None:
-            return None
-        memo, image_embed = self._shared(state, frame_idx)
-        candidates, ious = step.candidates or (masks, masks.new_ones(1, 1))
-        features = step.encoded["maskmem_features"]
-        pointer, score = entry["obj_ptr"], entry["object_score_logits"]
-        return TrackedFrame(frame_idx, image_embed, features, masks, candidates, ious, pointer, score, memo)
-
-    def _prompt_frame(
-        self, frame_idx: int, entry: Entry, memo: FrameMemo | None, image_embed: Tensor | None
-    ) -> TrackedFrame | None:
-        if memo is None:
-            return None
-        device = self.predictor.device
-        masks, features = entry["pred_masks"].to(device), entry["maskmem_features"].to(device)
-        pointer, score = entry["obj_ptr"], entry["object_score_logits"]
-        return TrackedFrame(
-            frame_idx, image_embed, features, masks, masks, masks.new_ones(1, 1), pointer, score, memo
-        )
-
-
-@functools.cache
-def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of SAM 2's input, made once: making them waits for the device."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
-
-
-def _closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:
-    """Return the conditioning frames that SAM 2 attends to: all, or at most `cap`, the closest.
-
-    Source: the rule of sam2/modeling/sam2_utils.py, select_closest_cond_frames: the nearest frame before, the nearest
-    at or after, then the closest of the rest.
-    """
-    if cap == -1 or len(cond) <= cap:
-        return list(cond)
-    before = max((t for t in cond if t < frame_idx), default=None)
-    after = min((t for t in cond if t >= frame_idx), default=None)
-    chosen = [t for t in (before, after) if t is not None]
-    rest = sorted((t for t in cond if t not in chosen), key=lambda t: abs(t - frame_idx))
-    return chosen + rest[: cap - len(chosen)]

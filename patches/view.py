@@ -20,7 +20,7 @@ Entries = dict[int, Mapping[str, Any]]
 
 def memory_view(
     memories: Sequence[Memory],
-    pointers: Sequence[int],
+    pointers: Mapping[int, int],
     cond: Mapping[int, Mapping[str, Any]],
     non_cond: Mapping[int, Mapping[str, Any]],
     moment: Moment,
@@ -30,7 +30,8 @@ def memory_view(
 
     Args:
         memories: What to attend to, each with its temporal code.
-        pointers: Frames of `non_cond` whose pointers are read, within SAM 2's pointer window.
+        pointers: Frames of `non_cond` whose pointers are read, by the index within SAM 2's pointer window at which
+            it looks for them: another than their own changes the distance that it codes.
         cond: Prompted frames, shown as they are.
         non_cond: Tracked frames that the host holds.
         moment: The frame being tracked.
@@ -43,19 +44,21 @@ def memory_view(
     window = {moment.near(distance) for distance in range(1, moment.pointers + 1)}
     for memory in memories:
         place = moment.slot(memory.code) if memory.code < moment.slots else None
-        if place is not None and place == memory.frame_idx and (place in pointers or place not in window):
+        if place is not None and place == memory.frame_idx and (pointers.get(place) == place or place not in window):
             shown[place] = _on_device(memory.entry, device)
         elif place is not None and place in pointers:
-            shown[place] = {**memory.entry, "obj_ptr": non_cond[place]["obj_ptr"].to(device)}
+            shown[place] = {**memory.entry, "obj_ptr": non_cond[pointers[place]]["obj_ptr"].to(device)}
         elif place is not None and place not in window:
             shown[place] = memory.entry
+        elif memory.pointer and memory.frame_idx is not None:
+            anchors[memory.frame_idx] = _on_device(memory.entry, device)
         else:
             index = _beyond(moment, cond, len(anchors))
             anchors[index] = memory.entry if place is None else _recoded(memory, tpos)
-    for place in pointers:
+    for place, source in pointers.items():
         if place in shown:
             continue
-        entry = _on_device(non_cond[place], device)
+        entry = _on_device(non_cond[source], device)
         shown[place] = _pointer_only(entry) if place in slots else entry
     return {"cond_frame_outputs": {**cond, **anchors}, "non_cond_frame_outputs": shown}, len(anchors)
 
@@ -86,3 +89,18 @@ def _beyond(moment: Moment, cond: Mapping[int, Any], taken: int) -> int:
     if moment.reverse:
         return min(0, moment.frame_idx, *cond) - 1 - taken
     return max(moment.frame_idx, *cond) + 1 + taken
+
+
+def closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:
+    """Return the conditioning frames that SAM 2 attends to: all, or at most `cap`, the closest.
+
+    Source: the rule of sam2/modeling/sam2_utils.py, select_closest_cond_frames: the nearest frame before, the nearest
+    at or after, then the closest of the rest.
+    """
+    if cap == -1 or len(cond) <= cap:
+        return list(cond)
+    before = max((t for t in cond if t < frame_idx), default=None)
+    after = min((t for t in cond if t >= frame_idx), default=None)
+    chosen = [t for t in (before, after) if t is not None]
+    rest = sorted((t for t in cond if t not in chosen), key=lambda t: abs(t - frame_idx))
+    return chosen + rest[: cap - len(chosen)]

@@ -3,10 +3,47 @@
 Importing the package changes nothing.
 """
 
-from sam2_keyframe.buffer import EVICTION, LeastSignificant, Oldest, Random, RollingBuffer
-from sam2_keyframe.filters import FILTERS, Always, And, EveryNth, MinGap, Never, Not, Or, Quality, Threshold, Visible
-from sam2_keyframe.methods import METHODS, KeyframeMemory, make_method
+from sam2_keyframe.attention import ATTEND, Foveated, Pool, Whole
+from sam2_keyframe.buffer import (
+    EVICTION,
+    LeastSignificant,
+    LeastUsed,
+    MostRedundant,
+    MostSimilar,
+    Oldest,
+    Random,
+    RelevanceFreshness,
+    RollingBuffer,
+)
+from sam2_keyframe.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
+from sam2_keyframe.filters import (
+    FILTERS,
+    Adaptive,
+    Always,
+    And,
+    EffectiveScore,
+    EveryNth,
+    Frames,
+    Grid,
+    Hysteresis,
+    MaxGap,
+    MinGap,
+    MotionScaled,
+    Never,
+    Not,
+    Or,
+    Quality,
+    Quantile,
+    SceneBoundary,
+    StableArea,
+    Threshold,
+    Visible,
+)
+from sam2_keyframe.kalman import Kalman
+from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_method
 from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
+from sam2_keyframe.relations import RELATIONS, AttentionShare, CellCosine, DescriptorCosine, ImageCosine
+from sam2_keyframe.retrieval import SELECTION, DropRedundant, Nearest, Reconstruct, Relevant
 from sam2_keyframe.scorers import *  # noqa: F403 - every scorer is public
 from sam2_keyframe.scorers import __all__ as _scorers
 from sam2_keyframe.stats import FrameStats, MemoryStats, Occupancy
@@ -14,30 +51,69 @@ from sam2_keyframe.stream import Stream
 from sam2_keyframe.video import FrameSource, init_state
 
 __all__ = [
-    "EVICTION",
-    "FILTERS",
-    "METHODS",
+    "ATTEND",
+    "Adaptive",
     "Always",
     "And",
+    "AttentionShare",
+    "CODECS",
+    "Cast",
+    "CellCosine",
+    "Chain",
+    "DescriptorCosine",
+    "Downsample",
+    "DropRedundant",
+    "EVICTION",
+    "EffectiveScore",
     "EveryNth",
+    "FILTERS",
+    "Foveated",
     "FrameSource",
     "FrameStats",
+    "Frames",
+    "Grid",
     "Handle",
+    "Hysteresis",
+    "Identity",
+    "ImageCosine",
+    "Int8",
+    "Kalman",
     "KeyframeMemory",
     "LeastSignificant",
+    "LeastUsed",
+    "METHODS",
+    "MaxGap",
     "MemoryStats",
     "MinGap",
+    "MostRedundant",
+    "MostSimilar",
+    "MotionScaled",
+    "NON_CAUSAL",
+    "Nearest",
     "Never",
     "Not",
     "Occupancy",
+    "Offload",
     "Oldest",
     "Or",
+    "PCA",
+    "Pool",
+    "Prune",
     "Quality",
+    "Quantile",
+    "RELATIONS",
     "Random",
+    "Reconstruct",
+    "RelevanceFreshness",
+    "Relevant",
     "RollingBuffer",
+    "SELECTION",
+    "SceneBoundary",
+    "StableArea",
     "Stream",
     "Threshold",
     "Visible",
+    "Whole",
     "forget",
     "init_state",
     "make_method",

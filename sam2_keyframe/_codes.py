@@ -11,12 +11,12 @@ def assign_codes(temporal: str, newest: Sequence[int], held: Sequence[int], mome
     """Return the code of each frame: 0 is the newest, `moment.slots` the row of conditioning frames.
 
     Args:
-        temporal: "slot", "rank" or "anchor", as in `KeyframeMemory`.
+        temporal: "slot", "rank", "anchor" or "prompt", as in `KeyframeMemory`.
         newest: Recent frames, each at an index that SAM 2 looks up.
         held: Keyframes, nearest first.
         moment: The frame being tracked.
     """
-    if temporal == "anchor":
+    if temporal in ("anchor", "prompt"):
         return {**dict.fromkeys(held, moment.slots), **_ranks(newest, moment)}
     if temporal == "rank":
         return _ranks([*newest, *held], moment)

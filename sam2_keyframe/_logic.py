@@ -13,15 +13,15 @@ from sam2_keyframe.types import FrameRecord, KeyframeFilter
 class Combinable:
     """Gives a filter `&`, `|` and `~`."""
 
-    def __and__(self, other: KeyframeFilter) -> KeyframeFilter:
+    def __and__(self, other: KeyframeFilter) -> And:
         """Accept what both accept."""
         return And(self, other)  # type: ignore[arg-type]
 
-    def __or__(self, other: KeyframeFilter) -> KeyframeFilter:
+    def __or__(self, other: KeyframeFilter) -> Or:
         """Accept what either accepts."""
         return Or(self, other)  # type: ignore[arg-type]
 
-    def __invert__(self) -> KeyframeFilter:
+    def __invert__(self) -> Not:
         """Accept what this one rejects."""
         return Not(self)  # type: ignore[arg-type]
 

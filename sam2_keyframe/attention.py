@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import ClassVar, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,7 @@ class Foveated:
         ValueError: `share` or `size` is outside its range, or, in `plan`, `size` does not divide the grid.
     """
 
+    reads_masks: ClassVar[bool] = True
     share: float = 0.125
     size: int = 4
     conditioning: bool = False

@@ -43,8 +43,13 @@ class Packed:
     @property
     def nbytes(self) -> int:
         """Bytes of every tensor kept, on whatever device it lies."""
-        own = self.side if self.data is None else (self.data, *self.side)
-        return sum(t.numel() * t.element_size() for t in own) + sum(link.nbytes for link in self.links)
+        return sum(t.nbytes for t in self.tensors())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor kept."""
+        yield from self.side if self.data is None else (self.data, *self.side)
+        for link in self.links:
+            yield from link.tensors()
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, NoReturn
 
-from sam2_keyframe.methods import KeyframeMemory, make_method
+from sam2_keyframe.keyframe_memory import KeyframeMemory
+from sam2_keyframe.methods import make_method
 from sam2_keyframe.patches import find_patch
-from sam2_keyframe.patches.sam2 import KEY, Sam2Patch
+from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.patches.sam2 import Sam2Patch
 from sam2_keyframe.stats import MIB, MemoryStats
 
 ATTRIBUTE = "_sam2_keyframe"
@@ -56,7 +58,7 @@ class Handle:
         rows = [bank.stats.last for bank in self._patch.banks]
         now = sum(row.memory.nbytes for row in rows if row is not None) / MIB
         stock = sum(row.stock.nbytes for row in rows if row is not None) / MIB
-        held = sum(len(bank.buffer) + len(bank.accepted) for bank in self._patch.banks)
+        held = sum(len(bank.selection.held()) for bank in self._patch.banks)
         return (
             f"<sam2_keyframe {'active' if self.active else 'undone'}: {self.method!r}\n"
             f" {len(rows)} objects, {held} keyframes held, {now:.2f} MiB now, {stock:.2f} MiB under stock>"

@@ -7,8 +7,8 @@ Scores are tensors, decisions are numbers: a `Scorer` looks at a `TrackedFrame` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -189,15 +189,17 @@ class Memory:
     """One frame's spatial memory as it will be attended to.
 
     Attributes:
-        frame_idx: The frame it shows.
+        frame_idx: The frame it shows; None where the device chose it, or where it was merged from several.
         entry: SAM 2's stored output of that frame (`maskmem_features`, `maskmem_pos_enc`, `obj_ptr`, ...).
         code: Row of SAM 2's learned temporal code, 0 (newest) to `num_maskmem` - 2; `num_maskmem` - 1 is the row
             of conditioning frames.
+        pointer: Whether its own pointer is read with it, as a prompted frame's is.
     """
 
-    frame_idx: int
+    frame_idx: int | None
     entry: Mapping[str, Any]
     code: int
+    pointer: bool = False
 
 
 @runtime_checkable
@@ -259,12 +261,17 @@ class Payload(Protocol):
         """Bytes that the compressed memory takes, everything needed to restore it included."""
         ...
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors it consists of."""
+        ...
 
+
+@runtime_checkable
 class Compressor(Protocol):
     """A storage codec for one memory's features."""
 
-    def compress(self, features: Tensor) -> Payload:
-        """Return the compressed form of (1, C, h, w) features."""
+    def compress(self, features: Tensor, previous: Any = None) -> Payload:
+        """Return the compressed form of (1, C, h, w) features; `previous` is an earlier one of the same object."""
         ...
 
     def restore(self, payload: Any) -> Tensor:
@@ -323,4 +330,8 @@ class Moment:
 
     def then(self) -> Moment:
         """Return the moment one frame later in tracking order."""
-        return Moment(self.near(-1), self.reverse, self.slots, self.pointers, self.stride)
+        return replace(self, frame_idx=self.near(-1))
+
+    def with_stride(self, stride: int) -> Moment:
+        """Return the moment as SAM 2 would read it with another stride."""
+        return replace(self, stride=stride)

@@ -51,7 +51,7 @@ def _device_bytes(state: Any) -> int:
             walk({name: value for name, value in entry.items() if not (moved and name == "pred_masks")})
     walk(output_dict["cond_frame_outputs"])
     if bank is not None:
-        walk([bank.history.keyframe, bank.history.previous, *bank.prompts.values(), *bank.references.values()])
+        walk(bank.selection.references_kept(bank.pending))
         walk(bank.pending.reference if bank.pending else None)
     shared = next(iter(output_dict["cond_frame_outputs"].values()))["maskmem_pos_enc"][-1].untyped_storage()
     storages.pop(shared.data_ptr(), None)
@@ -138,9 +138,9 @@ def test_one_host_read_a_frame_and_object(
     reads: list[int] = []
     read = Pending.read
 
-    def counted(pending: Pending) -> dict[str, float]:
+    def counted(pending: Pending, significance: str | None) -> Any:
         reads.append(pending.frame_idx)
-        return read(pending)
+        return read(pending, significance)
 
     monkeypatch.setattr(Pending, "read", counted)
     sk.wrap(predictor)
@@ -156,7 +156,7 @@ def test_scores_do_not_depend_on_autocast(predictor: Any, clip_folder: Any, clip
         state = run(predictor, "forward", clip_folder, clip)[2][0]
     bank = state["output_dict_per_obj"][0][KEY]
     assert all(value == value for row in sk.memory_stats(state)[1].rows for value in row.scores.values())
-    assert all(r.dtype in (torch.bool, torch.uint8, torch.float32) for r in bank.history.keyframe.values.values())
+    assert all(r.dtype in (torch.bool, torch.uint8, torch.float32) for r in bank.selection.history.keyframe.values.values())
 
 
 def _corrected(predictor: Any, folder: Any, clip: Any) -> Any:
@@ -188,7 +188,7 @@ def test_the_hosts_dict_is_the_truth(predictor: Any, clip_folder: Any, clip: Any
     for _ in predictor.propagate_in_video(state, max_frame_num_to_track=10):
         pass
     bank = state["output_dict_per_obj"][0][KEY]
-    held = [record.frame_idx for record in bank.buffer]
+    held = [record.frame_idx for record in bank.selection.buffer]
     assert len(held) == 5
     del state["output_dict_per_obj"][0]["non_cond_frame_outputs"][held[0]]
     predictor.add_all_frames_to_correct_as_cond = True
@@ -200,7 +200,7 @@ def test_the_hosts_dict_is_the_truth(predictor: Any, clip_folder: Any, clip: Any
     assert held[0] not in row.attended
     assert held[1] in row.attended  # as a prompt
     assert held[1] not in bank.entries
-    assert held[0] not in [record.frame_idx for record in bank.buffer]
+    assert held[0] not in [record.frame_idx for record in bank.selection.buffer]
 
 
 def test_clearing_around_a_correction_works_while_wrapped(predictor: Any, clip_folder: Any, clip: Any) -> None:
@@ -224,7 +224,7 @@ def test_prompts_are_adopted_when_a_click_comes_first(predictor: Any, clip_folde
             sk.wrap(predictor, "keyframe")
 
     state = run(predictor, "correction", clip_folder, clip, between)[2][0]
-    assert 0 in state["output_dict_per_obj"][0][KEY].prompts
+    assert 0 in state["output_dict_per_obj"][0][KEY].selection.prompts
     rows = sk.memory_stats(state)[1].rows
     assert all(row.significance == row.significance for row in rows)
 

@@ -130,7 +130,7 @@ def _swap_codes(memories: Any, pointers: Any) -> Any:
 
 
 def _drop_pointer(memories: Any, pointers: Any) -> Any:
-    return memories, pointers[1:]
+    return memories, dict(list(pointers.items())[1:])
 
 
 @pytest.mark.parametrize("fault", [_leave_one_out, _swap_codes, _drop_pointer])

@@ -1,0 +1,343 @@
+"""What becomes a keyframe, what is attended to and what leaves, decided on records alone.
+
+The memory bank runs it beside SAM 2, `replay` without SAM 2: the same code decides in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from sam2_keyframe._pending import Pending
+from sam2_keyframe.buffer import Oldest, RollingBuffer
+from sam2_keyframe.filters import as_filter
+from sam2_keyframe.keyframe_memory import KeyframeMemory
+from sam2_keyframe.scorers import ObjectScore, PredictedIoU
+from sam2_keyframe.types import (
+    BASE_SCORES,
+    FrameRecord,
+    Held,
+    History,
+    KeyframeFilter,
+    Moment,
+    Reference,
+    TrackedFrame,
+)
+
+QUALITY = (PredictedIoU(), ObjectScore())
+"""Measured on every frame that is measured at all."""
+
+RECORDS = 300
+"""Records of past frames that filters and scorers may look at."""
+
+SPARE = 2
+"""Frames that a filtered fill holds beyond its slots, for those that become keyframes."""
+
+
+class Selection:
+    """One object's choices under one method.
+
+    Args:
+        method: The choices.
+
+    Attributes:
+        history: What scorers and filters may know of the past.
+        buffer: The keyframes that left the recent frames.
+        minor: Trustworthy frames that are no keyframes, where the method keeps some.
+        ageing: Frames to be held that are still recent, each with the buffer it will enter.
+        corrected: Frames that the user corrected, where the method protects them.
+        recorded: Frames in reach of a pointer: their record and whether they became keyframes.
+        window: Frames that a filtered fill reads, oldest first.
+        trusted: Frames whose pointers are read by rank, oldest first.
+        prompts: What describes the prompted frames.
+        references: What describes the frames held, where something compares with all of them.
+        last: Where tracking stood last.
+        last_key: The newest keyframe.
+    """
+
+    def __init__(self, method: KeyframeMemory) -> None:
+        self.method = method
+        self.keep = as_filter(method.keep)
+        self.history = History(records=deque(maxlen=RECORDS))
+        self.buffer = RollingBuffer(method.capacity, method.evict)
+        self.minor = RollingBuffer(method.minor, Oldest())
+        self.ageing: dict[int, tuple[FrameRecord, RollingBuffer]] = {}
+        self.corrected: dict[int, FrameRecord] = {}
+        self.recorded: dict[int, tuple[FrameRecord, bool]] = {}
+        self.window: list[int] = []
+        self.trusted: list[int] = []
+        self.prompts: dict[int, Reference] = {}
+        self.references: dict[int, Reference] = {}
+        self.last: Moment | None = None
+        self.last_key: int | None = None
+        scorers = [*method.scorers()]
+        self.compares_all = method.relation is not None or method.select.on_device
+        self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in scorers)
+
+    def held(self) -> list[int]:
+        """Return the frames held: corrected ones, keyframes and minor ones, those still ageing included."""
+        buffered = [record.frame_idx for buffer in (self.buffer, self.minor) for record in buffer]
+        return [*self.corrected, *buffered, *self.ageing]
+
+    # -- before a frame is tracked ------------------------------------------------------------------------------
+
+    def begin(self, moment: Moment) -> None:
+        """Take up tracking at `moment`: what lies ahead in this direction will be tracked again, so it leaves."""
+        for frame_idx in self.held():
+            if not moment.past(frame_idx) and frame_idx not in self.corrected:
+                self.forget(frame_idx)
+        if self.restarts(moment):
+            self.recorded = {idx: seen for idx, seen in self.recorded.items() if moment.past(idx)}
+            for frames in (self.window, self.trusted):
+                frames[:] = sorted(filter(moment.past, frames), key=moment.distance, reverse=True)
+            self._restart(moment)
+        self.last = moment
+        prompts = [idx for idx in self.prompts if moment.past(idx)]
+        newest = min(prompts, key=moment.distance, default=None)
+        reference = self.history.keyframe
+        if newest is not None and (reference is None or moment.distance(newest) < moment.distance(reference.frame_idx)):
+            self.history.keyframe = self.prompts[newest]
+            if self.history.previous is None or not moment.past(self.history.previous.frame_idx):
+                self.history.previous = self.prompts[newest]
+
+    def restarts(self, moment: Moment) -> bool:
+        """Return whether tracking at `moment` does not carry on from the last frame."""
+        return self.last is None or self.last.reverse != moment.reverse or not moment.past(self.last.frame_idx)
+
+    def _restart(self, moment: Moment) -> None:
+        """Start a pass: of the past, what lies behind `moment` in the same direction still counts."""
+        before, self.history = self.history, History(records=deque(maxlen=RECORDS))
+        self.last_key = min(filter(moment.past, self.held()), key=moment.distance, default=None)
+        if self.last is None or self.last.reverse == moment.reverse:
+            self.history.records.extend(r for r in before.records if moment.past(r.frame_idx))  # type: ignore[attr-defined]
+            if before.keyframe is not None and moment.past(before.keyframe.frame_idx):
+                self.history.keyframe = before.keyframe
+
+    def choose(self, moment: Moment, usable: Callable[[int], bool], prompts: int) -> tuple[list[int], list[int], int]:
+        """Return the newest frames to attend to, the frames held to choose from, and how many of those to attend to.
+
+        More are held than attended to only where the method's `select` decides on the device.
+
+        Args:
+            moment: The frame to be tracked.
+            usable: Whether a frame's spatial memory is at hand.
+            prompts: Conditioning frames that are attended to.
+        """
+        method = self.method
+        held, count = self._select(moment, usable, prompts)
+        if isinstance(method.fill, KeyframeFilter):
+            free = max(1, moment.slots + 1 - prompts - min(len(held), count))
+            newest = [idx for idx in self.window if idx not in held and usable(idx)]
+            return newest[-free:], held, count
+        grid = moment if method.stride is None else moment.with_stride(method.stride)
+        places = [(code, grid.slot(code)) for code in range(moment.slots)]
+        places = [(code, idx) for code, idx in places if usable(idx) and idx not in held]
+        newest = [idx for code, idx in places if code < method.recent]
+        if method.fill:
+            free = moment.slots - len(newest) - min(len(held), count)
+            newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
+        return newest, held, count
+
+    def _select(self, moment: Moment, usable: Callable[[int], bool], prompts: int) -> tuple[list[int], int]:
+        select, anchored = self.method.select, self.method.temporal in ("anchor", "prompt")
+        records = [record for buffer in (self.buffer, self.minor) for record in buffer]
+        records = [r for r in records if moment.past(r.frame_idx) and usable(r.frame_idx)]
+        corrected = [idx for idx in self.corrected if moment.past(idx) and usable(idx)]
+        corrected.sort(key=moment.distance)
+        room = max(0, moment.slots - self.method.recent)
+        if anchored and not select.chooses:
+            room = len(records) + len(corrected)
+        corrected = corrected[:room]
+        if select.on_device:
+            held = corrected + [record.frame_idx for record in records]
+        else:
+            newest = self.history.records[-1] if self.history.records else None
+            chosen = select.choose(records, newest, room - len(corrected), moment, prompts)
+            held = corrected + [record.frame_idx for record in chosen]
+        return sorted(held, key=moment.distance), room
+
+    def pointers(self, moment: Moment, stored: Collection[int], prompted: bool) -> dict[int, int]:
+        """Return the frames whose pointers are read, by the index at which SAM 2 looks for them.
+
+        Args:
+            moment: The frame to be tracked.
+            stored: Frames that the host holds.
+            prompted: Whether the pointer of a prompted frame is read, so that there may be no other.
+        """
+        near = [moment.near(distance) for distance in range(1, moment.pointers + 1)]
+        if self.method.pointers == "ranked":
+            ranked = [idx for idx in reversed(self.trusted) if idx in stored and moment.past(idx)]
+            newest = [idx for idx in near[:1] if idx in stored and idx not in ranked]
+            return dict(zip(near, newest + ranked, strict=False))
+        near = [idx for idx in near if idx in stored]
+        chosen = [idx for idx in near if self._points(idx)]
+        if not chosen and not prompted:
+            chosen = near[:1]
+        return {idx: idx for idx in chosen}
+
+    def _points(self, frame_idx: int) -> bool:
+        rule = self.method.pointers
+        record, kept = self.recorded.get(frame_idx, (None, False))
+        if rule == "recent" or (rule != "selected" and record is None):
+            return True
+        if isinstance(rule, KeyframeFilter) and record is not None:
+            return rule.accept(record, self.history.records)
+        return kept
+
+    # -- after a frame is tracked -------------------------------------------------------------------------------
+
+    def measure(self, frame: TrackedFrame) -> dict[str, Tensor]:
+        """Return all scores of a frame by name, as 0-dim tensors, computed in float32 outside autocast."""
+        with torch.inference_mode(), torch.autocast(frame.pred_masks.device.type, enabled=False):
+            for scorer in (self.method.scorer, *self.method.measure, *QUALITY):
+                if scorer is not None:
+                    frame.measure(scorer, self.history)
+            frame.measured["area"] = (frame.pred_masks > 0).float().mean()
+            self.method.select.describe(frame)
+        return frame.measured
+
+    def relate(self, frame: TrackedFrame, held: Sequence[Held]) -> Tensor | None:
+        """Return what the method's relation measures between a frame and the memories held, (len(held),)."""
+        relation = self.method.relation
+        if relation is None or not held:
+            return None
+        with torch.inference_mode(), torch.autocast(frame.pred_masks.device.type, enabled=False):
+            return relation.relate(frame, held).float()
+
+    def send(
+        self,
+        frame: TrackedFrame | None,
+        moment: Moment,
+        cond: Collection[int],
+        held: Sequence[Held],
+        retrieved: tuple[Sequence[int], Tensor] | None = None,
+    ) -> Pending:
+        """Measure a tracked frame and send its numbers to the host without waiting for them.
+
+        Args:
+            frame: The frame; None where the method measures nothing.
+            moment: Where tracking stands.
+            cond: The prompted frames.
+            held: What the method's relation compares the frame with.
+            retrieved: Frames among which the device chose, and the positions it chose.
+        """
+        prompted = [moment.distance(idx) for idx in cond if moment.past(idx)]
+        since = math.inf if self.last_key is None else moment.distance(self.last_key)
+        gap = min([*prompted, *([] if self.last_key is None else [moment.distance(self.last_key)])], default=0)
+        record = FrameRecord(moment.frame_idx, math.nan, gap=gap, offset=max(prompted, default=0), since=since)
+        pending = Pending(record, bool(prompted))
+        if retrieved is not None:
+            pending.candidates, pending.attended = retrieved
+        if frame is not None:
+            pending.send(self.measure(frame), self.relate(frame, held), [memory.frame_idx for memory in held])
+            pending.reference = frame.reference()
+        return pending
+
+    def decide(self, pending: Pending) -> tuple[FrameRecord, bool]:
+        """Decide a frame whose numbers are here; return its record and whether it became a keyframe."""
+        record = pending.read(None if self.method.scorer is None else self.method.scorer.name)
+        frame_idx, past = record.frame_idx, self.history.records
+        gated = pending.prompted and self.method.gate.accept(record, past)
+        kept = gated and self.keep.accept(record, past)
+        if record.similarity:
+            self.buffer.used(record.similarity)
+        filled = isinstance(self.method.fill, KeyframeFilter) and self.method.fill.accept(record, past)
+        past.append(record)  # type: ignore[attr-defined]
+        before, self.history.previous = self.history.previous, pending.reference
+        if filled:
+            self._slide(frame_idx)
+        if kept and self.method.keep_before:
+            self._keep_before(frame_idx, before)
+        self.recorded[frame_idx] = (record, kept)
+        if gated and self.method.pointers == "ranked" and self.last is not None:
+            self.trusted = [*self.trusted, frame_idx][-self.last.pointers :]
+        if kept:
+            self.accept(record, pending.reference)
+        elif gated and self.method.minor:
+            self._hold(record, self.minor, pending.reference)
+        return record, kept
+
+    def _slide(self, frame_idx: int) -> None:
+        """Let a frame into the filtered fill: the newest of them always, older ones where they lie on the grid."""
+        stride = self.method.stride or 1
+        if self.window and self.window[-1] % stride:
+            self.window.pop()
+        self.window.append(frame_idx)
+        if self.last is not None:
+            del self.window[: -self.last.slots - SPARE]
+
+    def _keep_before(self, frame_idx: int, reference: Reference | None) -> None:
+        """Make the last trustworthy frame before a keyframe one too, while its memory is still there."""
+        moment = self.last
+        for idx, (record, kept) in sorted(self.recorded.items(), key=lambda seen: abs(seen[0] - frame_idx)):
+            if moment is None or abs(idx - frame_idx) >= moment.slots or kept:
+                return
+            if self.method.gate.accept(record, self.history.records):
+                self.recorded[idx] = (record, True)
+                self._hold(record, self.buffer, reference if reference and reference.frame_idx == idx else None)
+                return
+
+    def accept(self, record: FrameRecord, reference: Reference | None) -> None:
+        """Make a frame a keyframe: later ones are compared with it."""
+        self.last_key = record.frame_idx
+        if reference is not None:
+            self.history.keyframe = reference
+        self._hold(record, self.buffer, reference)
+
+    def _hold(self, record: FrameRecord, buffer: RollingBuffer, reference: Reference | None) -> None:
+        self.ageing[record.frame_idx] = (record, buffer)
+        if reference is not None and self.compares_all:
+            self.references[record.frame_idx] = reference
+
+    def correct(self, frame_idx: int, reference: Reference | None) -> None:
+        """Take in a tracked frame that the user corrected: it becomes a keyframe unasked."""
+        names = (*BASE_SCORES, *(scorer.name for scorer in self.method.scorers()))
+        record = FrameRecord(frame_idx, math.nan, dict.fromkeys(names, math.nan))
+        self.recorded[frame_idx] = (record, True)
+        self.accept(record, reference)
+        if self.method.protect_corrections:
+            del self.ageing[frame_idx]
+            self.corrected[frame_idx] = record
+        if self.method.pointers == "ranked":
+            self.trusted.append(frame_idx)
+
+    def age(self, moment: Moment) -> tuple[list[tuple[int, bool]], list[FrameRecord]]:
+        """Move frames that are no longer recent into their buffers.
+
+        Returns:
+            The frames that entered, each with whether it is a minor one, and the keyframes that left.
+        """
+        entered, gone = [], []
+        for record, buffer in list(self.ageing.values()):
+            if moment.distance(record.frame_idx) > self.method.recent:
+                del self.ageing[record.frame_idx]
+                left = buffer.push(record, moment.frame_idx)
+                entered.append((record.frame_idx, buffer is self.minor))
+                if left is not None:
+                    self.references.pop(left.frame_idx, None)
+                    gone += [left] if buffer is self.buffer else []
+        self.history.keyframes = [*self.prompts.values(), *self.references.values()]
+        return entered, gone
+
+    def forget(self, frame_idx: int) -> None:
+        """Forget a frame that was replaced, dropped, or will be tracked again."""
+        for buffer in (self.buffer, self.minor):
+            buffer.discard(frame_idx)
+        for frames in (self.window, self.trusted):
+            if frame_idx in frames:
+                frames.remove(frame_idx)
+        for known in (self.ageing, self.corrected, self.recorded, self.references):
+            known.pop(frame_idx, None)
+
+    def trim(self, moment: Moment) -> None:
+        """Forget the records that no pointer rule will ask for."""
+        self.recorded = {i: seen for i, seen in self.recorded.items() if 0 < moment.distance(i) <= moment.pointers}
+
+    def references_kept(self, pending: Pending | None) -> list[Reference]:
+        """Return every reference that is kept, for the account of bytes."""
+        single = (self.history.keyframe, self.history.previous, pending.reference if pending else None)
+        return [*self.prompts.values(), *self.references.values(), *(r for r in single if r is not None)]
