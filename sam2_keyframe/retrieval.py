@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from sam2_keyframe.buffer import similarities
 from sam2_keyframe.relations import CellCosine, ImageCosine
+from sam2_keyframe.scorers._common import without_autocast
 from sam2_keyframe.scorers.features import describe
 from sam2_keyframe.types import FrameRecord, Moment, Reference, Relation, TrackedFrame
 
@@ -102,7 +103,7 @@ class DropRedundant(Choice):
             return near
         places = range(len(near))
         alike = [_known(newest.similarity.get(record.frame_idx, math.nan)) for record in near]
-        stay = sorted(sorted(places, key=lambda i: (alike[i], -i))[: max(len(near) - self.drop, 0)])
+        stay = sorted(sorted(places, key=alike.__getitem__)[: max(len(near) - self.drop, 0)])
         return [near[i] for i in stay]
 
 
@@ -182,7 +183,7 @@ class Relevant(Choice):
             references: What describes the memories; -inf for one without a description, 0 for an empty mask.
         """
         device = image_embed.device
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             cells = normalize(image_embed[0].float().flatten(1), dim=0)
             nothing = torch.full((cells.shape[0],), math.nan, device=device)
             kept = [reference.get("object/image") for reference in references]
