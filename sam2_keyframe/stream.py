@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import weakref
 from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any, Literal
 
@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe._decode import to_rgb
+from sam2_keyframe._prompts import Prompts, read_prompts
 from sam2_keyframe._state import state_from_frame, without_bars
 from sam2_keyframe._window import resize
 from sam2_keyframe.methods import KeyframeMemory
-from sam2_keyframe.plugin import Handle, memory_stats, wrap
+from sam2_keyframe.plugin import ATTRIBUTE, Handle, memory_stats, wrap
 from sam2_keyframe.stats import MemoryStats
 from sam2_keyframe.video import normalise
 
 Output = tuple[int, list[Any], Tensor]
 """SAM 2's own: frame index, object ids, (N, 1, H, W) mask logits (> 0 is object) at the frame's size."""
-
-Prompts = Mapping[Hashable, Any]
 
 # SAM 2 scales the time between frames by min(num_frames, 16): known from the start, a stream equals an offline run.
 _NUM_FRAMES = 10**9
@@ -35,10 +34,10 @@ class Stream:
     those of SAM 2 tracking the whole video (of at least 16 frames) when all prompts are on the first frame, and
     those of SAM 2 driven frame by frame otherwise, under the same method.
 
-    A context manager; `close()` (or the end of the `with`) gives the predictor back as it was before.
+    A context manager; `close()`, the end of the `with` or dropping the stream gives the predictor back unwrapped.
 
     Args:
-        predictor: A SAM 2 video predictor.
+        predictor: A SAM 2 video predictor, of the stream's own while it is open.
         method: What `sam2_keyframe.wrap` takes; None leaves the predictor as it is, wrapped or not. "stock" grows.
         channels: Order of the channels in the arrays given to `step`: "rgb", or "bgr" as OpenCV has them.
         max_prompts: Prompted frames kept for each object: the first and the newest; at least 2.
@@ -48,6 +47,7 @@ class Stream:
     Raises:
         ValueError: `channels` or `max_prompts` is out of range, or the method is unknown.
         TypeError: The predictor is not supported.
+        RuntimeError: The predictor is wrapped already, and `method` is not None.
     """
 
     def __init__(
@@ -73,8 +73,15 @@ class Stream:
         self._corrected = False
         self._closed = False
         self._handle: Handle | None = None
-        if method is not None:  # a stream cannot go back to click on a past frame, so it keeps no masks of them
+        if method is not None:
+            if ATTRIBUTE in vars(predictor):
+                raise RuntimeError(
+                    "the predictor is wrapped already: close the stream that did it, call "
+                    "sam2_keyframe.unwrap(predictor), or give method=None to stream with the method it has"
+                )
+            # a stream cannot go back to click on a past frame, so it keeps no masks of them
             self._handle = wrap(predictor, method, **{"keep_masks": False, **overrides})
+            self._end = weakref.finalize(self, self._handle.unwrap)
 
     def __enter__(self) -> Stream:
         return self
@@ -87,7 +94,7 @@ class Stream:
         self._closed = True
         self._state = None
         if self._handle is not None:
-            self._handle.unwrap()
+            self._end()
 
     @property
     def obj_ids(self) -> list[Any]:
@@ -114,8 +121,10 @@ class Stream:
             frame: (H, W, 3) uint8 array in the stream's channel order, or a (3, H, W) tensor in that order, uint8 or
                 float in [0, 1]. All frames have one size.
             masks: By object id, (H, W) boolean masks. An unknown id adds an object.
-            points: By object id, a pair: (n, 2) x and y in pixels, and n labels (1: on the object, 0: off it).
-            boxes: By object id, (4,) x0, y0, x1, y1 in pixels. Points and a box for one object go together.
+            points: By object id, a pair: (n, 2) x and y in pixels on the frame, and n labels (1: on the object, 0: off
+                it); at least one point.
+            boxes: By object id, (4,) x0, y0, x1, y1 in pixels, some of it on the frame. Points and a box for one
+                object go together.
 
         Returns:
             Frame index (0, 1, ...), object ids, and (N, 1, H, W) float32 mask logits on the predictor's device, which
@@ -123,10 +132,12 @@ class Stream:
 
         Raises:
             RuntimeError: The stream is closed.
-            ValueError: The frame is of another size or no image, or a prompt is malformed.
+            ValueError: The frame is of another size or no image, or a prompt is malformed or off the frame; the frame
+                then counts as not given.
+            TypeError: The frame is no image at all.
         """
-        prompts = _prompts(masks, points, boxes)
         rgb = to_rgb(frame)
+        prompts = read_prompts(masks, points, boxes, rgb.shape[:2])
         if self._channels == "bgr":
             rgb = np.ascontiguousarray(rgb[..., ::-1])
         state, t = self._open(rgb), self.frame_idx + 1
@@ -154,25 +165,41 @@ class Stream:
     def correct(
         self, *, masks: Prompts | None = None, points: Prompts | None = None, boxes: Prompts | None = None
     ) -> Output:
-        """Correct the frame that `step` returned last; what it teaches holds from the next frame on.
+        """Correct the frame that `step` returned last: show the object's mask, then say what is wrong with it.
 
-        Prompts are as in `step`; an unknown id adds an object there. On the very frame an object was prompted on, SAM 2
-        shows a correction and then discards it, unless `predictor.add_all_frames_to_correct_as_cond` is set.
+            frame_idx, obj_ids, mask_logits = stream.step(frame)
+            frame_idx, obj_ids, mask_logits = stream.correct(points={1: ([[x, y]], [0])})   # not that part
+
+        Clicks and boxes refine the mask that the frame has, earlier corrections included; a mask replaces it. The
+        corrected frame goes into the memory before the next `step`, and what it teaches holds from there on: frames
+        returned already stay as they were. Other objects are untouched; an unknown id adds an object here.
+
+        On the frame that an object was first prompted on, SAM 2 shows a correction and then discards it; set
+        `predictor.add_all_frames_to_correct_as_cond = True` to have it kept. Give all that is known of a new object to
+        `step` at once instead.
+
+        Args:
+            masks: As in `step`.
+            points: As in `step`.
+            boxes: As in `step`.
 
         Returns:
-            As `step`: the frame with the correction.
+            As `step`: the same frame index, all object ids, and (N, 1, H, W) logits with the correction.
 
         Raises:
-            RuntimeError: There is no frame yet, or the stream is closed.
-            ValueError: No prompt is given, or one is malformed.
+            RuntimeError: There is no frame yet, the last one had no object, or the stream is closed.
+            ValueError: No prompt is given, or one is malformed or off the frame.
         """
-        prompts = _prompts(masks, points, boxes)
+        state = self._state
+        if self._closed:
+            raise RuntimeError("the stream was closed; make a new Stream")
+        if state is None or self.frame_idx not in state["images"]:
+            raise RuntimeError("there is no frame to correct; call step() with a frame and a prompt first")
+        prompts = read_prompts(masks, points, boxes, (state["video_height"], state["video_width"]))
         if not prompts:
             raise ValueError("correct() was given no prompt; give masks, points or boxes by object id")
-        if self._state is None or self.frame_idx not in self._state["images"]:
-            raise RuntimeError("there is no frame to correct; call step() with a frame and a prompt first")
         for obj_id, prompt in prompts.items():
-            frame_idx, obj_ids, logits = self._add(self._state, self.frame_idx, obj_id, prompt)
+            frame_idx, obj_ids, logits = self._add(state, self.frame_idx, obj_id, prompt)
         self._corrected = True
         return frame_idx, list(obj_ids), logits
 
@@ -236,44 +263,3 @@ class Stream:
 def _keep(per_frame: MutableMapping[int, Any], frames: list[int]) -> None:
     for t in [t for t in per_frame if t not in frames]:
         del per_frame[t]
-
-
-def _prompts(masks: Prompts | None, points: Prompts | None, boxes: Prompts | None) -> dict[Any, dict[str, Any]]:
-    """Return the arguments of SAM 2's prompt calls by object id.
-
-    Raises:
-        ValueError: A prompt is malformed.
-    """
-    prompts: dict[Any, dict[str, Any]] = {}
-    for obj_id, mask in (masks or {}).items():
-        if np.ndim(mask) != 2:
-            raise ValueError(f"the mask of object {obj_id!r} has {np.ndim(mask)} dimensions; give an (H, W) mask")
-        prompts[obj_id] = {"mask": mask if isinstance(mask, Tensor) else np.asarray(mask, dtype=bool)}
-    for obj_id, pair in (points or {}).items():
-        coords, labels = _numbers(obj_id, "points", pair, 2)
-        if coords.ndim != 2 or coords.shape[1] != 2 or labels.shape != coords.shape[:1]:
-            raise ValueError(
-                f"the points of object {obj_id!r} have shape {coords.shape} and labels {labels.shape}; "
-                "give a pair: (n, 2) x and y, and (n,) labels"
-            )
-        prompts.setdefault(obj_id, {}).update(points=coords, labels=labels.astype(np.int32))
-    for obj_id, box in (boxes or {}).items():
-        corners = np.concatenate([np.ravel(part) for part in _numbers(obj_id, "boxes", box, 4)])
-        if corners.shape != (4,):
-            raise ValueError(f"the box of object {obj_id!r} has {corners.size} numbers; give x0, y0, x1, y1")
-        prompts.setdefault(obj_id, {}).update(box=corners)
-    for obj_id, prompt in prompts.items():
-        if "mask" in prompt and len(prompt) > 1:
-            raise ValueError(f"object {obj_id!r} has a mask and points or a box; SAM 2 takes one or the other")
-    return prompts
-
-
-def _numbers(obj_id: Any, what: str, value: Any, parts: int) -> list[npt.NDArray[np.float32]]:
-    """Return the parts of a prompt as float32 arrays."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    with contextlib.suppress(TypeError, ValueError):
-        arrays = [np.asarray(part.cpu() if isinstance(part, Tensor) else part, dtype=np.float32) for part in value]
-        if len(arrays) == parts:
-            return arrays
-    raise ValueError(f"{what}[{obj_id!r}] is {value!r}; give {parts} parts, as step() describes")
