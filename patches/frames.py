@@ -111,8 +111,9 @@ class Frames:
         phases = self._phases[grid]
         queries, index = foreground_queries(image_embed.float(), masks)
         memory = torch.cat([features.to(image_embed.device).float() for features in memories]) + encoding[-1].float()
-        query = cross.q_proj(layer.norm2(queries))[None, None]
-        key = cross.k_proj(memory.flatten(2).transpose(1, 2))[:, None]
+        dtype = cross.q_proj.weight.dtype
+        query = cross.q_proj(layer.norm2(queries.to(dtype)))[None, None]
+        key = cross.k_proj(memory.to(dtype).flatten(2).transpose(1, 2))[:, None]
         return attention_shares(rotate(query, phases[:, index])[0, 0], rotate(key, phases)[:, 0])
 
 

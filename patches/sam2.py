@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam2_keyframe.attention import TokenLayout, Whole
+from sam2_keyframe.attention import Whole
 from sam2_keyframe.bank import Entry, MemoryBank
 from sam2_keyframe.kalman import Track
 from sam2_keyframe.keyframe_memory import KeyframeMemory

@@ -205,8 +205,6 @@ class MemoryBank:
         reference = None
         if frame is not None and self.method.observes:
             self.selection.measure(frame)
-            if self.method.relation is not None:
-                self.selection.relate(frame, [Held(frame_idx, lambda: frame.maskmem_features, None)])
             reference = frame.reference()
         if cond:
             if reference is not None:

@@ -44,7 +44,7 @@ def unmeasured(**choices: Any) -> KeyframeMemory:
 
 
 def stride(r: int = 5) -> KeyframeMemory:
-    """The newest frame, and the last five on the grid of multiples of r, at their slots. Not for `r` = 1: that is stock.
+    """The newest frame, and the last five on the grid of multiples of r, at their slots.
 
     Bit-identical to SAM 2 with `memory_temporal_stride_for_eval=r`. The grid counts from frame 0 of the video, so
     results shift with where a clip was cut.
@@ -56,7 +56,7 @@ def stride(r: int = 5) -> KeyframeMemory:
 
 
 def samurai(kalman: bool = False, weight: float = 0.25) -> KeyframeMemory:
-    """The newest frame, and the last five with predicted IoU > 0.5 on which the object is visible; pointers as in SAM 2.
+    """The newest frame, and the last five of predicted IoU > 0.5 on which the object is visible. Pointers as in SAM 2.
 
     Args:
         kalman: Also choose among the decoder's masks by motion, and reject frames on which the chosen mask does not
@@ -102,7 +102,7 @@ def dam4sam_ram() -> KeyframeMemory:
 
 
 def dam4sam() -> KeyframeMemory:
-    """DAM4SAM: recent appearance memory (`dam4sam_ram`) and, as anchors, the last three frames that resolve a distractor.
+    """DAM4SAM: recent appearance (`dam4sam_ram`) and, as anchors, the last three frames that resolve a distractor.
 
     A frame becomes an anchor when its predicted IoU exceeds 0.8, its area lies within 20 % of the median of the last
     ten, more than 5 frames have passed since the last anchor, and a rejected candidate mask shows a distractor: united
@@ -148,7 +148,7 @@ def sam3(r: int = 1) -> KeyframeMemory:
 
 
 def surgical(drop: int = 2) -> KeyframeMemory:
-    """Surgical SAM 2: of seven memories, the two most similar to the newest are left out; slots and pointers as in SAM 2.
+    """Surgical SAM 2: of seven memories, the two most similar to the newest are left out. Pointers as in SAM 2.
 
     Source: Liu et al. 2408.07931; jinlab-imvr/Surgical-SAM-2, sam2/modeling/sam2_base.py (no licence; the rule was
     read, no code taken). There the first memory is exempt and other prompts are not, nothing is evicted, and the

@@ -191,13 +191,15 @@ class Selection:
     # -- after a frame is tracked -------------------------------------------------------------------------------
 
     def measure(self, frame: TrackedFrame) -> dict[str, Tensor]:
-        """Return all scores of a frame by name, as 0-dim tensors, computed in float32 outside autocast."""
+        """Describe a frame and return all its scores by name, 0-dim, computed in float32 outside autocast."""
         with torch.inference_mode(), torch.autocast(frame.pred_masks.device.type, enabled=False):
             for scorer in (self.method.scorer, *self.method.measure, *QUALITY):
                 if scorer is not None:
                     frame.measure(scorer, self.history)
             frame.measured["area"] = (frame.pred_masks > 0).float().mean()
             self.method.select.describe(frame)
+            if self.method.relation is not None:
+                self.method.relation.describe(frame)
         return frame.measured
 
     def relate(self, frame: TrackedFrame, held: Sequence[Held]) -> Tensor | None:
@@ -205,8 +207,8 @@ class Selection:
         relation = self.method.relation
         if relation is None or not held:
             return None
-        with torch.inference_mode(), torch.autocast(frame.pred_masks.device.type, enabled=False):
-            return relation.relate(frame, held).float()
+        with torch.inference_mode():
+            return relation.relate(frame, held)
 
     def send(
         self,

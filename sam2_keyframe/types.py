@@ -235,11 +235,14 @@ class Held:
 class Relation(Protocol):
     """How alike a frame is to the memories held: what eviction and retrieval rules may ask for."""
 
+    def describe(self, frame: TrackedFrame) -> None:
+        """Keep with the frame what later ones are compared with."""
+        ...
+
     def relate(self, frame: TrackedFrame, held: Sequence[Held]) -> Tensor:
         """Return (len(held),) float32 on the frame's device, higher is more alike; reads nothing on the host.
 
-        `held` is never empty. Descriptors of the frame that later calls need go into `frame.describe`. NaN where a
-        memory has nothing to be compared with.
+        `held` is never empty; the frame is described too. NaN where a memory has nothing to be compared with.
         """
         ...
 

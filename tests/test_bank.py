@@ -126,13 +126,38 @@ def test_added_operations(method: str, overrides: dict[str, Any], most: int, lon
     assert max(added) <= most
     if method == "keyframe":
         assert min(added) > 0
-    reads = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
-    for a, b in zip(ours, bare, strict=True):
-        assert sum(any(r in n for r in reads) for n in a) == sum(any(r in n for r in reads) for n in b)
+    assert _reads(ours) == _reads(bare)
 
 
+def _reads(operations: list[list[str]]) -> list[int]:
+    """Return how often each frame's operations read a value on the host."""
+    reading = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero", "masked_select", "unique")
+    return [sum(any(name in operation for name in reading) for operation in frame) for frame in operations]
+
+
+READING = {
+    **{name: sk.make_method(name) for name in ("dam4sam", "rmem_style", "xmem_style", "rmscl_style", "surgical")},
+    "motion": sk.make_method("samurai", kalman=True),
+    "retrieved": sk.KeyframeMemory(capacity=9, select=sk.Relevant(), keep=0.0),
+    "packed": sk.KeyframeMemory(keep=0.0, compressor=sk.Chain(sk.PCA(0.25), sk.Int8()), attend=sk.Foveated(size=2)),
+    "scores": sk.KeyframeMemory(
+        scorer=sk.Combine((sk.MaskIoU(), sk.OpticalFlow(), sk.Novelty(), sk.FeatureShift())), measure=(sk.SSIM(),)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_no_method_reads_on_the_host_beside_its_numbers(name: str, long_video: Any) -> None:
+    """Neither relations nor retrieval, motion, codecs or token schemes wait for the device."""
+    model = make_predictor(64)
+    bare = _operations(model, *long_video)
+    with sk.wrap(model, READING[name]):
+        assert _reads(_operations(model, *long_video)) == _reads(bare)
+
+
+@pytest.mark.parametrize("name", ["", *READING])
 def test_one_host_read_a_frame_and_object(
-    monkeypatch: pytest.MonkeyPatch, predictor: Any, clip_folder: Any, clip: Any
+    name: str, monkeypatch: pytest.MonkeyPatch, predictor: Any, clip_folder: Any, clip: Any
 ) -> None:
     """Scores reach the host in `Pending.read` alone: once for each frame and object."""
     reads: list[int] = []
@@ -143,7 +168,7 @@ def test_one_host_read_a_frame_and_object(
         return read(pending, significance)
 
     monkeypatch.setattr(Pending, "read", counted)
-    sk.wrap(predictor)
+    sk.wrap(predictor, READING.get(name, "keyframe"))
     state = run(predictor, "two_objects", clip_folder, clip)[2][0]
     sk.memory_stats(state)
     assert sorted(reads) == sorted([*range(1, 15), *range(1, 15)])
@@ -156,7 +181,9 @@ def test_scores_do_not_depend_on_autocast(predictor: Any, clip_folder: Any, clip
         state = run(predictor, "forward", clip_folder, clip)[2][0]
     bank = state["output_dict_per_obj"][0][KEY]
     assert all(value == value for row in sk.memory_stats(state)[1].rows for value in row.scores.values())
-    assert all(r.dtype in (torch.bool, torch.uint8, torch.float32) for r in bank.selection.history.keyframe.values.values())
+    assert all(
+        r.dtype in (torch.bool, torch.uint8, torch.float32) for r in bank.selection.history.keyframe.values.values()
+    )
 
 
 def _corrected(predictor: Any, folder: Any, clip: Any) -> Any:
