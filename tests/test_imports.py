@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "relations": ["types", "scorers"],
     "buffer": ["types", "relations"],
     "retrieval": ["types", "scorers", "relations", "buffer"],
+    "offline": [],
     "compression": ["types"],
     "attention": ["types"],
     "stats": ["types"],
