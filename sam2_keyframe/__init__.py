@@ -41,6 +41,7 @@ from sam2_keyframe.filters import (
 )
 from sam2_keyframe.kalman import Kalman
 from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_method
+from sam2_keyframe.offline import choose_frames, coverage
 from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
 from sam2_keyframe.relations import RELATIONS, AttentionShare, CellCosine, DescriptorCosine, ImageCosine
 from sam2_keyframe.retrieval import SELECTION, DropRedundant, Nearest, Reconstruct, Relevant
@@ -114,6 +115,8 @@ __all__ = [
     "Threshold",
     "Visible",
     "Whole",
+    "choose_frames",
+    "coverage",
     "forget",
     "init_state",
     "make_method",
