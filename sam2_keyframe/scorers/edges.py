@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad, unfold
+from torch.nn.functional import pad, unfold
 
 from sam2_keyframe.scorers._common import (
     Against,
@@ -18,33 +19,41 @@ from sam2_keyframe.scorers._common import (
     in_float32,
     region_of,
 )
-from sam2_keyframe.scorers.dense_flow import translation
-from sam2_keyframe.scorers.pixels import luminance, luminance_at
 from sam2_keyframe.types import History, TrackedFrame
 
 
-def edges(luma: Tensor, threshold: float) -> Tensor:
-    """Return the (h, w) bool edges of a luminance in [0, 1]: Sobel gradients thinned across the edge.
+def levels(frame: TrackedFrame) -> Tensor:
+    """Return the frame's (h, w) float32 luminance in whole 8-bit levels (ITU-R BT.601)."""
+
+    def make() -> Tensor:
+        red, green, blue = frame.image.float()
+        luma: Tensor = (255 * 0.299 * red).add(green, alpha=255 * 0.587).add(blue, alpha=255 * 0.114)
+        return luma.round()
+
+    made: Tensor = frame.shared.once("levels", make)
+    return made
+
+
+def edges(levels: Tensor, threshold: float) -> Tensor:
+    """Return the (h, w) bool edges of a picture in whole 8-bit levels: Sobel gradients thinned across the edge.
 
     Equal to OpenCV's `Canny` with both thresholds the same and the Euclidean gradient. Tracking weaker edges along
     stronger ones (hysteresis) has no fixed number of steps and is left out.
     """
-    step = torch.arange(-1.0, 2.0, device=luma.device)
-    sobel = step * (2 - step.abs())[:, None]
-    levels = pad((luma * 255).round()[None, None], (1, 1, 1, 1), mode="replicate")
-    gx, gy = conv2d(levels, torch.stack([sobel, sobel.T])[:, None])[0]  # small whole numbers: exact in TF32 too
-    size = gx.square() + gy.square()
-    flat, steep = gx.abs(), gy.abs()
-    tan_22 = 2**0.5 - 1
-    is_flat, is_upright = steep < tan_22 * flat, steep * tan_22 > flat
-    # Which of the 3 x 3 neighbours, counted row by row, comes before the pixel across the edge; 8 less it comes after.
-    before = torch.where(gx * gy < 0, 2, 0).masked_fill(is_flat, 3).masked_fill(is_upright, 1)[None]
+    picture = pad(levels[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+    down = (picture[:-2] + picture[2:]).add(picture[1:-1], alpha=2)
+    across = (picture[:, :-2] + picture[:, 2:]).add(picture[:, 1:-1], alpha=2)
+    to_left, to_bottom = down[:, :-2] - down[:, 2:], across[2:] - across[:-2]
+    size = to_left.square().addcmul(to_bottom, to_bottom)
+    # The line of the gradient: 0 level, 1 rising, 2 upright, 3 falling. Of the 3 x 3 neighbours, counted row by row,
+    # number 3 - line comes before the pixel on it and 5 + line after.
+    line = (torch.atan2(to_bottom, to_left) * (4 / math.pi)).round().remainder(4).long()[None]
     around = unfold(size[None, None], 3, padding=1).view(9, *size.shape)
+    other = 3 - line
+    before, after = around[:4].gather(0, other)[0], around[5:].gather(0, line)[0]
     # Of two equal neighbours the first is the edge, but on a diagonal none is; sizes are whole numbers.
-    margin = ~(is_flat | is_upright)
-    strong: Tensor = size > threshold * threshold
-    thin: Tensor = strong & (size > around.gather(0, before)[0]) & (size >= around.gather(0, 8 - before)[0] + margin)
-    return thin
+    largest = before.maximum(after - (other[0] & 1)).clamp(min=threshold * threshold)
+    return size > largest
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,14 @@ class EdgeChangeRatio:
     Attributes:
         threshold: Least Sobel gradient of an edge, in 8-bit levels: a step of 1 level has gradient 4.
         radius: Displacement that is forgiven, in pixels at scoring resolution.
-        compensate: Also shift the reference's edges by the frames' translation, edges that only one of the frames
-            can show left out, and take the smaller ratio.
+        compensate: First shift the reference's edges so that most of them meet one of the current frame, and leave out
+            edges that only one of the frames can show. Over an object this undoes the object's own translation.
         reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
         region: Over the whole `"frame"` or the `"object"` (its dilated mask, now and at the reference).
         name: Name of the score in records, filters and tables.
 
     Source: R. Zabih, J. Miller, K. Mai, A Feature-Based Algorithm for Detecting and Classifying Scene Breaks, 1995.
-    Differences: thinned Sobel edges without hysteresis, square dilation, registration by phase correlation.
+    Differences: thinned Sobel edges without hysteresis, square dilation, registration by correlation of the edges.
     """
 
     threshold: float = 100.0
@@ -83,35 +92,32 @@ class EdgeChangeRatio:
     @in_float32
     def score(self, frame: TrackedFrame, history: History) -> Tensor:
         """Return the 0-dim ratio; NaN without a reference."""
-        luma = luminance(frame)
         key = f"frame/edges/{self.threshold:g}"
-        now = frame.shared.describe(key, lambda: edges(luma, self.threshold))
+        now = frame.shared.describe(key, lambda: edges(levels(frame), self.threshold))
         reference = earlier(history, self.reference)
         region = region_of(frame, reference, margin=2) if self.region == "object" else None
-        before, old_luma = reference.get(key) if reference else None, luminance_at(reference, luma)
-        if before is None or old_luma is None or (self.region == "object" and region is None):
+        before = reference.get(key) if reference else None
+        if before is None or before.shape != now.shape or (self.region == "object" and region is None):
             return frame.unknown()
-        new, old = now.float(), before.float()
-        if region is not None:
-            new = new * region
-        still = self._ratio(new, old if region is None else old * region)
-        if not self.compensate:
-            return still
-        moved, shared = _shift(old, translation(luma, old_luma))
-        # A large object near the centre can outweigh the background in the registration.
-        return still.minimum(self._ratio(new * shared, moved if region is None else moved * region))
-
-    def _ratio(self, new: Tensor, old: Tensor) -> Tensor:
-        both = torch.stack([new, old])
-        unmatched = both * (1 - dilate(both, self.radius).flip(0))
-        return (unmatched.sum((1, 2)) / both.sum((1, 2)).clamp(min=1)).amax()
+        pair = torch.stack([now, before])
+        pair = pair.float() if region is None else pair * region
+        aligned = torch.stack([pair[0], _aligned(pair)]) if self.compensate else pair
+        near = dilate(aligned, self.radius).flip(0)
+        matched = (aligned * near).nansum((1, 2))
+        share = matched / (matched + (aligned > near).sum((1, 2))).clamp(min=1)
+        return (1 - share).amax() * pair.amax()
 
 
-def _shift(plane: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Return plane(p + offset), 0 where that lies outside, and where it lies inside, both (h, w) float."""
-    height, width = plane.shape
-    rows = torch.arange(height, device=plane.device) + offset[1]
-    columns = torch.arange(width, device=plane.device) + offset[0]
-    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None]
-    moved = plane[rows.clamp(0, height - 1)[:, None], columns.clamp(0, width - 1)[None]]
-    return moved * inside, inside.float()
+def _aligned(pair: Tensor) -> Tensor:
+    """Return the second of (2, h, w) planes, shifted so that most of its ones meet the first's; NaN beyond its border.
+
+    Shifts reach half the plane's size in each direction.
+    """
+    height, width = pair.shape[1:]
+    top, left = height // 2, width // 2
+    first, second = torch.fft.rfft2(pair)
+    meetings = torch.fft.irfft2(first.conj() * second, s=(height, width)).roll((top, left), (0, 1))
+    best = meetings.argmax()[None]
+    framed = pad(pair[1], (left, width - left, top, height - top), value=math.nan)
+    shifted = framed.unfold(0, height, 1).unfold(1, width, 1)
+    return shifted[best // width, best % width][0]
