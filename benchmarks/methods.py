@@ -25,6 +25,8 @@ from sam2_keyframe import METHODS, make_method
 
 RESULTS = Path(__file__).parent / "results" / "methods"
 CLIPS, FRAMES, SEEDS = 30, 72, 3
+FEW = 8
+"""Videos below which no method is called better or worse."""
 
 
 def add_methods_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,14 +139,17 @@ def _sentences(group: Group) -> list[str]:
         )
     if any(result.metrics["config"]["method"]["name"] in _non_causal() for result in group.results):
         lines.append("†: not causal, it chooses with frames still to come.")
-    reference = group.reference
-    if reference is not None:
-        found = {r.label: difference(r, reference) for r in group.results if r is not reference}
-        better = [f"`{label}`" for label, gain in found.items() if gain is not None and gain.low > 0]
-        worse = [f"`{label}`" for label, gain in found.items() if gain is not None and gain.high < 0]
-        lines.append(
-            f"Better than stock with 95 %: {', '.join(better) or 'none'}. Worse: {', '.join(worse) or 'none'}."
-        )
+    lines += _told_apart(group)
     commits = sorted({str(result.metrics["config"].get("commit")) for result in group.results})
     lines.append(f"{tables.machine(group.config)} Commit {', '.join(commits)}.")
     return lines
+
+
+def _told_apart(group: Group) -> list[str]:
+    """Name the methods whose interval leaves 0 out; nothing where so few videos are drawn from that it says little."""
+    if group.reference is None or group.results[0].metrics["videos"] < FEW:
+        return []
+    found = {r.label: difference(r, group.reference) for r in group.results if r is not group.reference}
+    better = [f"`{label}`" for label, gain in found.items() if gain is not None and gain.low > 0]
+    worse = [f"`{label}`" for label, gain in found.items() if gain is not None and gain.high < 0]
+    return [f"Interval above 0: {', '.join(better) or 'none'}. Below 0: {', '.join(worse) or 'none'}."]

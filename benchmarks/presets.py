@@ -9,10 +9,11 @@ from benchmarks._compare import load_groups
 from benchmarks.report import write_report
 from benchmarks.run import add_arguments, execute
 from benchmarks.sweep import combinations
-from sam2_keyframe import METHODS
 
 CHALLENGES = ("deformation", "scale", "occlusion", "leave_and_return", "look_alike", "long")
 CLIPS, FRAMES = 2, 60
+METHODS = ("first", "fifo", "every_nth", "random", "keyframe", "adaptive", "samurai", "dam4sam", "sam3")
+"""Beside stock and window; `python -m benchmarks methods` runs them all."""
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_official_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
-    parser.add_argument("--method", nargs="+", default=list(METHODS), help="methods to run (default: all)")
+    parser.add_argument("--method", nargs="+", default=list(METHODS), help="methods to run (default: %(default)s)")
 
 
 def main_preset(options: argparse.Namespace) -> int:

@@ -68,17 +68,17 @@ FAMILIES: dict[str, Family] = {
     ),
     "mask IoU, adaptive": Family(
         ("scorer=MaskIoU()",),
-        "keep=Adaptive(k=0.0),Adaptive(k=0.5),Adaptive(k=1.0),Adaptive(k=1.5),Adaptive(k=2.0),Adaptive(k=3.0)",
+        "keep=" + ",".join(f"Adaptive(k={k})" for k in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)),
         instead="mask IoU",
     ),
     "mask IoU, quantile": Family(
         ("scorer=MaskIoU()",),
-        "keep=Quantile(0.5),Quantile(0.6),Quantile(0.7),Quantile(0.8),Quantile(0.9),Quantile(0.95)",
+        "keep=" + ",".join(f"Quantile({q})" for q in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)),
         instead="mask IoU",
     ),
     "optical flow, adaptive": Family(
         ("scorer=OpticalFlow()",),
-        "keep=Adaptive(k=0.0),Adaptive(k=0.5),Adaptive(k=1.0),Adaptive(k=1.5),Adaptive(k=2.0),Adaptive(k=3.0)",
+        "keep=" + ",".join(f"Adaptive(k={k}, fixed=0.04)" for k in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)),
         instead="optical flow",
     ),
 }
