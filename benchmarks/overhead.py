@@ -126,6 +126,38 @@ def measure_time(model: str, device: str, frames: int) -> dict[str, Any]:
     return found
 
 
+def measure_selection(device: str, frames: int, methods: list[str]) -> dict[str, Any]:
+    """Return, by method, our share of the micro model's frame at frame 100 and at the last one, and the ratio."""
+    clip = make_clip("deformation", seed=2, frames=50, size=256)
+    order = back_and_forth(len(clip.frames), frames)
+    found: dict[str, Any] = {}
+    for name in methods:
+        predictor, clock = load("micro", device), Clock()
+        with clock.running():
+            sk.wrap(predictor, name, **({"frames": (10, 20, 30)} if name in sk.NON_CAUSAL else {}))
+        _, track = start(predictor, clip.frames[order], clip.masks[0] == 1)
+        own, total = [], []
+        for _ in range(frames):
+            clock.own, began = 0.0, time.perf_counter()
+            next(track)
+            total.append(time.perf_counter() - began)
+            own.append(clock.own)
+        early, late = slice(80, 121), slice(frames - 41, None)
+        found[name] = {
+            "own_ms_at_100": 1000 * statistics.median(own[early]),
+            "share_percent_at_100": 100 * statistics.median(own[early]) / statistics.median(total[early]),
+            f"own_ms_at_{frames}": 1000 * statistics.median(own[late]),
+            "later_over_earlier": statistics.median(own[late]) / statistics.median(own[early]),
+        }
+    return found
+
+
+def back_and_forth(count: int, frames: int) -> list[int]:
+    """Return the order of `frames` frames that play a clip of `count` forth and back."""
+    turn = 2 * count - 2
+    return [min(i % turn, turn - i % turn) for i in range(frames)]
+
+
 def real_clip(folder: Path, mask: Path) -> tuple[Any, Any]:
     """Return the frames of a folder, (T, H, W, 3) uint8, and the first object's mask from a palette PNG."""
     from PIL import Image
@@ -138,8 +170,7 @@ def real_clip(folder: Path, mask: Path) -> tuple[Any, Any]:
 def measure_bytes(device: str, frames: int, clip: tuple[Any, Any]) -> dict[str, Any]:
     """Return, by method, the device bytes of one object's memory after each frame, as the statistics count them."""
     images, mask = clip
-    turn = 2 * len(images) - 2
-    order = [min(i % turn, turn - i % turn) for i in range(frames)]
+    order = back_and_forth(len(images), frames)
     predictor, found = load("micro", device), {}
     for name in ("stock", "window", "keyframe"):
         with sk.wrap(predictor, name):
@@ -158,17 +189,21 @@ def measure_bytes(device: str, frames: int, clip: tuple[Any, Any]) -> dict[str, 
 def main() -> None:
     """Measure and write one file a measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["time", "bytes"])
+    parser.add_argument("what", choices=["time", "bytes", "selection"])
     parser.add_argument("--model", choices=["micro", "tiny"], default="micro", help="tiny: random weights, 1024 px")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--frames", type=int, default=0, help="60 for micro, 12 for tiny, 300 for bytes")
+    lengths = "60 for micro, 12 for tiny, 300 for bytes, 160 for selection"
+    parser.add_argument("--frames", type=int, default=0, help=lengths)
+    parser.add_argument("--methods", nargs="+", default=list(sk.METHODS), help="for selection")
     parser.add_argument("--clip", nargs=2, type=Path, metavar=("FRAMES", "MASK"), help="bytes on a clip of your own")
     options = parser.parse_args()
-    default = 300 if options.what == "bytes" else 60 if options.model == "micro" else 12
+    default = {"bytes": 300, "selection": 160}.get(options.what, 60 if options.model == "micro" else 12)
     frames = options.frames or default
     with without_bars():
         if options.what == "time":
             results = measure_time(options.model, options.device, frames)
+        elif options.what == "selection":
+            results = measure_selection(options.device, frames, options.methods)
         else:
             made = make_clip("deformation", seed=2, frames=50, size=256)
             clip = real_clip(*options.clip) if options.clip else (made.frames, made.masks[0] == 1)
@@ -176,7 +211,8 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {options.device}"
     RESULTS.mkdir(parents=True, exist_ok=True)
     name = options.clip[0].name if options.clip else options.model
-    path = RESULTS / f"{options.what}_{name}_{options.device}.json"
+    length = f"_{frames}" if options.what == "selection" else ""
+    path = RESULTS / f"{options.what}{length}_{name}_{options.device}.json"
     told = {"frames": frames, "machine": machine, "torch": torch.__version__, "results": results}
     path.write_text(json.dumps(told, indent=1) + "\n")
 
