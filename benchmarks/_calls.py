@@ -96,48 +96,61 @@ class Session:
 
 
 _WEIGHTS = {
-    "sweep": 4, "track": 4, "prompt": 3, "correct": 3, "resume": 2,
+    "resume": 2, "sweep": 4, "track": 4, "prompt": 3, "correct": 3,
     "clear": 1, "remove": 1, "wrap": 1, "unwrap": 1, "reset": 1,
 }  # fmt: skip
 
 
-@st.composite
-def sessions(draw: st.DrawFn, longest: int = 16) -> Session:
-    """Draw a session of up to `longest` calls. Most calls make sense where they come; some do not, as with users."""
+def sessions(longest: int = 20) -> st.SearchStrategy[Session]:
+    """Return the strategy: sessions of up to `longest` calls. Most calls make sense where they come, some do not."""
+    frame, maybe = st.integers(0, FRAMES - 1), st.booleans()
+    draft = st.fixed_dictionaries(
+        {
+            "what": st.sampled_from([what for what, weight in _WEIGHTS.items() for _ in range(weight)]),
+            "video": st.sampled_from([0, 0, 0, 1]),
+            "obj": st.sampled_from([1, 2, 3]),
+            "frame": frame,
+            "kind": st.sampled_from(KINDS),
+            "start": st.none() | frame,
+            "count": st.none() | st.integers(0, FRAMES),
+            "take": st.none() | st.integers(1, FRAMES),
+            "flag": maybe,
+            "blind": st.integers(0, 7).map(lambda number: number == 7),  # takes no heed of what there is
+        }
+    )
+    return st.builds(_session, st.sampled_from(list(FLAGS)), st.lists(draft, min_size=4, max_size=longest))
+
+
+def _session(flags: str, drafts: list[dict[str, Any]]) -> Session:
     known: dict[int, dict[int, int]] = {0: {}, 1: {}}  # by video and object, the frame of its last prompt
     calls: list[Call] = []
-    kinds = st.sampled_from([kind for kind, weight in _WEIGHTS.items() for _ in range(weight)])
-    for _ in range(draw(st.integers(2, longest))):
-        what = draw(kinds)
-        video = draw(st.sampled_from([0, 0, 0, 1]))
+    for draft in drafts:
+        what, video, obj, frame = (draft[name] for name in ("what", "video", "obj", "frame"))
         objects = known[video]
-        if not objects and draw(st.integers(0, 7)) < 7:
-            what = "prompt"
-        obj = draw(st.sampled_from([1, 2, 3]))
-        if what not in ("prompt", "unwrap") and objects and draw(st.integers(0, 7)) < 7:
-            obj = draw(st.sampled_from(sorted(objects)))
-        frame = draw(st.integers(0, FRAMES - 1))
+        if not objects and not draft["blind"]:
+            what, frame = "prompt", frame // 3
+        elif what not in ("prompt", "unwrap") and not draft["blind"]:
+            obj = sorted(objects)[obj % len(objects)]
+        calls.append(_call(what, video, obj, frame, objects.get(obj, frame), draft))
         if what in ("prompt", "correct"):
-            if what == "prompt" and not objects:
-                frame //= 3
             objects[obj] = frame
-            calls.append(Prompt(video, frame, obj, draw(st.sampled_from(KINDS))))
-        elif what == "sweep":
-            calls.append(Track(video, None, None, False, None))
-        elif what == "track":
-            start, count = draw(st.none() | st.just(frame)), draw(st.none() | st.integers(0, FRAMES))
-            take = draw(st.none() | st.integers(0, FRAMES))
-            calls.append(Track(video, start, count, start is not None and draw(st.booleans()), take))
-        elif what == "resume":
-            calls.append(Resume(video, draw(st.integers(1, FRAMES))))
-        elif what == "clear":
-            calls.append(Clear(video, objects.get(obj, frame), obj))
         elif what == "remove":
             objects.pop(obj, None)
-            calls.append(Remove(video, obj, draw(st.booleans())))
         elif what == "reset":
             objects.clear()
-            calls.append(Reset(video))
-        else:
-            calls.append(Wrap(what == "wrap"))
-    return Session(draw(st.sampled_from(list(FLAGS))), calls)
+    return Session(flags, calls)
+
+
+def _call(what: str, video: int, obj: int, frame: int, prompted: int, draft: dict[str, Any]) -> Call:
+    start = draft["start"]
+    calls: dict[str, Call] = {
+        "resume": Resume(video, draft["take"] or FRAMES),
+        "sweep": Track(video, None, None, reverse=False, take=None),
+        "track": Track(video, start, draft["count"], reverse=start is not None and draft["flag"], take=draft["take"]),
+        "clear": Clear(video, prompted, obj),
+        "remove": Remove(video, obj, draft["flag"]),
+        "wrap": Wrap(True),
+        "unwrap": Wrap(False),
+        "reset": Reset(video),
+    }
+    return calls.get(what, Prompt(video, frame, obj, draft["kind"]))
