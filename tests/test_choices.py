@@ -197,3 +197,29 @@ def test_the_proxy_is_the_first_layer_of_memory_attention(predictor: Any, clip_f
 
 def test_the_cap_is_sam2s_own() -> None:
     assert closest(5, dict.fromkeys((0, 3, 8, 9)), 2) == [3, 8]
+
+
+def test_significance_score_obj_ptr_above_threshold(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """Pointers that moved little are not read: `significance_score(obj_ptr) > threshold`; never fewer than one."""
+    read: list[int] = []
+    predictor.memory_attention.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["num_obj_ptr_tokens"]), with_kwargs=True
+    )
+    shift = sk.FeatureShift(feature="pointer", reference="previous")
+    with sk.wrap(predictor, "window", measure=(shift,)):
+        moved = {
+            row.frame_idx: row.scores["feature_shift"]
+            for row in sk.memory_stats(_state(predictor, clip_folder, clip))[1].rows
+        }
+    tokens = read[1] - read[0]  # of one pointer: the prompt's alone, then one more
+    threshold = float(np.median(list(moved.values())))
+    for above in (threshold, 10.0):
+        read.clear()
+        with sk.wrap(predictor, "window", measure=(shift,), pointers=sk.Threshold(above, of="feature_shift")):
+            rows = list(sk.memory_stats(_state(predictor, clip_folder, clip))[1].rows)
+        moved = {row.frame_idx: row.scores["feature_shift"] for row in rows}
+        for row, count in zip(rows, read, strict=True):
+            window = range(max(1, row.frame_idx - 15), row.frame_idx)
+            assert count == tokens * (1 + sum(moved[t] > above for t in window))
+        assert min(read) == tokens  # the prompt's
+    assert max(read) == tokens

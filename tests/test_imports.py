@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "_codes": ["types"],
     "selection": ["types", "_pending", "scorers", "filters", "buffer", "keyframe_memory"],
     "bank": [
-        "types", "_pending", "_codes", "_consolidated", "compression", "stats", "keyframe_memory", "selection",
+        "types", "_pending", "_codes", "_consolidated", "compression", "kalman", "stats", "keyframe_memory", "selection",
     ],
     "patches": [
         "types", "attention", "compression", "relations", "kalman", "stats", "bank", "keyframe_memory", "patches",

@@ -33,11 +33,20 @@ def assert_untouched(before: Any, predictor: Any) -> None:
             assert value is after[owner][name], f"{owner}.{name}"
 
 
-@pytest.mark.parametrize("method", sk.METHODS)
+CHOICES: dict[str, dict[str, Any]] = {
+    **{name: {"frames": (3, 6)} if name in sk.NON_CAUSAL else {} for name in sk.METHODS},
+    "samurai by motion": {"kalman": True},
+    "keyframe packed": {"compressor": sk.Chain(sk.PCA(0.25), sk.Int8()), "keep": 0.01, "attend": sk.Pool(2)},
+    "keyframe retrieved": {"select": sk.Relevant(), "capacity": 9, "keep": 0.01, "minor": 2, "consolidate": 1},
+}
+"""Every method, and choices that put more hooks in place; the first word is the method."""
+
+
+@pytest.mark.parametrize("method", CHOICES)
 def test_unwrap_leaves_nothing_behind(method: str, predictor: Any, clip_folder: Any, clip: Any) -> None:
     never_wrapped = run(predictor, "both_ways", clip_folder, clip)  # fills SAM 2's own caches too
     before = _attributes(predictor)
-    handle = sk.wrap(predictor, method)
+    handle = sk.wrap(predictor, method.split()[0], **CHOICES[method])
     with pytest.raises(AssertionError):
         assert_untouched(before, predictor)
     run(predictor, "two_objects", clip_folder, clip)
@@ -58,9 +67,9 @@ def test_unwrap_restores_instance_attributes_that_were_there(predictor: Any) -> 
     assert_untouched(before, predictor)
 
 
-@pytest.mark.parametrize("method", ["stock", "window", "keyframe", "first"])
+@pytest.mark.parametrize("method", ["stock", "window", "keyframe", "first", "keyframe packed", "keyframe retrieved"])
 def test_unwrap_mid_video_goes_on_tracking(method: str, predictor: Any, clip_folder: Any, clip: Any) -> None:
-    sk.wrap(predictor, method)
+    sk.wrap(predictor, method.split()[0], **CHOICES[method])
 
     def between(part: int) -> None:
         if part == 2:
