@@ -137,11 +137,22 @@ class MemoryBank:
 
     def usable(self, frame_idx: int) -> bool:
         """Return whether a frame's spatial memory is at hand."""
-        return frame_idx in self.payloads or (frame_idx in self.entries and has_memory(self.entries[frame_idx]))
+        if frame_idx in self.payloads:
+            return True
+        entry = self._stored(frame_idx)
+        return entry is not None and has_memory(entry)
+
+    def _stored(self, frame_idx: int) -> Entry | None:
+        entry = self.entries.get(frame_idx)
+        if entry is None and self.method.retain == "all":  # the mirror leaves out what is far off, the host does not
+            return self.non_cond.get(frame_idx)
+        return entry
 
     def _entry(self, frame_idx: int) -> Mapping[str, Any]:
         """Return a usable frame's entry with its spatial memory, restored where it is compressed."""
-        entry = self.entries[frame_idx]
+        entry = self._stored(frame_idx)
+        if entry is None:
+            raise RuntimeError(f"frame {frame_idx} is not stored; this is a fault of sam2_keyframe, please report it")
         if frame_idx not in self.payloads:
             return entry
         codec, payload = self.payloads[frame_idx]

@@ -82,6 +82,18 @@ def both_ways(predictor: Any, folder: Path, clip: Any, seen: Seen) -> Iterator[A
     yield state
 
 
+def over_again(predictor: Any, folder: Path, clip: Any, seen: Seen) -> Iterator[Any]:
+    """A prompt in the middle, back from it, forward twice: the last pass reads what the first one stored."""
+    state = predictor.init_state(str(folder))
+    _see(seen, "prompt", predictor.add_new_mask(state, 2, 1, _mask(clip, 2, 1)))
+    yield state
+    _track(predictor, state, seen, start_frame_idx=2, reverse=True)
+    for _ in range(2):
+        yield state
+        _track(predictor, state, seen, start_frame_idx=2, max_frame_num_to_track=20)
+    yield state
+
+
 def several_prompts(predictor: Any, folder: Path, clip: Any, seen: Seen) -> Iterator[Any]:
     state = _start(predictor, folder, clip, seen)
     _see(seen, "mask", predictor.add_new_mask(state, 9, 1, _mask(clip, 9, 1)))
@@ -161,8 +173,8 @@ def two_videos(predictor: Any, folder: Path, clip: Any, seen: Seen) -> Iterator[
 SESSIONS: dict[str, Session] = {
     session.__name__: session
     for session in (
-        forward, two_objects, offloaded_state, offloaded_video, stepped, reverse, both_ways, several_prompts,
-        late_object, correction, removed_object, cleared_prompt, reset, two_videos,
+        forward, two_objects, offloaded_state, offloaded_video, stepped, reverse, both_ways, over_again,
+        several_prompts, late_object, correction, removed_object, cleared_prompt, reset, two_videos,
     )
 }
 
