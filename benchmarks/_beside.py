@@ -7,7 +7,6 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks._models import load_predictor
@@ -70,13 +69,13 @@ def beside_stock(pair: list[Any], video: Video, method: KeyframeMemory) -> dict[
             rows.append(row)
         for walk in walks:
             walk.close()
-    times = np.array(rows[WARM_UP:])
+    times = rows[WARM_UP:]
     if len(times) < 3:
         raise ValueError(f"{video.name} has {len(rows)} frames; a time beside stock needs {WARM_UP + 3}")
     return {
-        "ratio": round(statistics.median(times[:, 0] / times[:, 1]), 4),
-        "frame_ms": round(1000 * statistics.median(times[:, 0]), 3),
-        "stock_ms": round(1000 * statistics.median(times[:, 1]), 3),
+        "ratio": round(statistics.median(ours / theirs for ours, theirs in times), 4),
+        "frame_ms": round(1000 * statistics.median(ours for ours, _ in times), 3),
+        "stock_ms": round(1000 * statistics.median(theirs for _, theirs in times), 3),
         "frames": len(times),
         "video": video.name,
     }

@@ -26,8 +26,15 @@ def parts(options: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def keep_plan(plan: Plan, folder: Path) -> Path:
-    """Write a plan's finished runs into one file of a results folder, named from data and split; returns it."""
+    """Write a plan's finished runs into one file of a results folder, named from data and split; returns it.
+
+    Raises:
+        ValueError: Every video failed.
+    """
     metrics = [json.loads((run.path / "metrics.json").read_text()) for run, _ in plan.runs]
+    finished = [each for each in metrics if each["objects"]]
+    if not finished:
+        raise ValueError(f"every video of {plan.dataset.name} failed under every method; the lines above say why")
     file = folder / f"{plan.dataset.name}_{plan.dataset.split}.json"
-    keep_results([each for each in metrics if each["objects"]], file)
+    keep_results(finished, file)
     return file

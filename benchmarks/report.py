@@ -89,6 +89,7 @@ def table(group: Group) -> list[dict[str, Any]]:
             f"stock_{name}": _round(result.metrics["occupancy"]["stock"][name], 3) for name in ("peak_mib", "tokens")
         }
         row["frame_ms"] = _round(result.metrics.get("time", {}).get("frame_ms"), 2)
+        row["time_vs_stock"] = _round(result.metrics.get("time", {}).get("beside_stock", {}).get("ratio"), 3)
         row["peak_device_mib"] = _round(result.metrics.get("peak_device_mib"), 1)
         row["front"] = " ".join(x for x, front in fronts.items() if result in front)
         row["failed"] = len(result.metrics["failed"])

@@ -3,22 +3,36 @@
 import json
 import re
 import shutil
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import default, methods
+from benchmarks import default, methods, presets
 from benchmarks.__main__ import main
 from benchmarks._beside import WARM_UP, beside_stock
 from benchmarks._compare import Difference, difference, keep_results, load_groups, protocol
 from benchmarks._store import read_csv
 from benchmarks.datasets import Synthetic
-from sam2_keyframe import METHODS, KeyframeMemory, OpticalFlow, Threshold, make_method
+from sam2_keyframe import METHODS, KeyframeMemory, Threshold, make_method
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.synthetic import make_clip
 
 SMALL = ["--image-size", "64", "--clips", "2", "--frames", "14", "--size", "64", "--workers", "1"]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A scorer that takes its time."""
+
+    seconds: float
+    name: str = "slow"
+
+    def score(self, frame, history):
+        time.sleep(self.seconds)
+        return frame.unknown()
 
 
 def write_folder(root, names):
@@ -114,9 +128,10 @@ def test_time_beside_stock_is_of_both_sides():
     video = Synthetic("dev", ("static",), 1, 30, 64).open("static-10000")
     same = beside_stock(pair, video, make_method("stock"))
     assert same["frames"] == 30 - WARM_UP
-    assert 0.7 < same["ratio"] < 1.4
-    heavy = beside_stock(pair, video, make_method("keyframe", scorer=OpticalFlow()))
-    assert heavy["ratio"] > 1.2 * same["ratio"]
+    assert 0.6 < same["ratio"] < 1.6
+    slow = beside_stock(pair, video, KeyframeMemory(scorer=Slow(5 * same["stock_ms"] / 1000)))
+    assert slow["ratio"] > 2
+    assert slow["frame_ms"] > slow["stock_ms"]
     assert not any("propagate" in name for predictor in pair for name in vars(predictor))  # unwrapped again
     with pytest.raises(ValueError, match="needs 13"):
         beside_stock(pair, Synthetic("dev", ("static",), 1, 12, 64).open("static-10000"), make_method("window"))
@@ -137,6 +152,12 @@ def test_methods_that_cannot_run_are_named_with_the_reason(monkeypatch):
     assert "recent=2 and capacity=9" in left_out["large"]
     with pytest.raises(ValueError, match="no method 'best'"):
         methods.choose(["best"], 6)
+
+
+def test_bench_runs_methods_that_need_nothing():
+    runs, left_out = methods.choose(presets.METHODS, 6)
+    assert len(runs) >= len(presets.METHODS)
+    assert not left_out
 
 
 def test_methods_that_look_ahead_are_marked(made, monkeypatch):
@@ -206,6 +227,17 @@ def test_the_default_is_judged_by_kind_of_clip_and_split(tmp_path):
     )
     mean = np.mean([ours[name][0] - theirs[name][0] for name in ours])
     assert f"| `first` | static | 2 | {round(mean, 1) + 0.0:+.1f} (" in parts["-64px, dev"]
+
+
+def test_when_every_video_fails_it_is_said(tmp_path, capsys):
+    root = write_folder(tmp_path / "footage", ["a", "b"])
+    for file in root.glob("JPEGImages/*/00003.jpg"):
+        file.write_bytes(b"no picture")
+    folders = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    assert main(["methods", *SMALL, "--method", "window", "--data", str(root), *folders]) == 2
+    said = capsys.readouterr().err
+    assert "failed: a under stock" in said
+    assert "every video of footage failed under every method" in said
 
 
 def test_results_that_cannot_be_written_are_said_before_anything_runs(tmp_path, capsys):
