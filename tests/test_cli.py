@@ -1,5 +1,6 @@
 """The command line: what it writes, and what its options mean."""
 
+# ruff: noqa: F811 - fixtures are imported by name
 from __future__ import annotations
 
 import csv
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commandline import FRAMES, film, folder, out, track  # noqa: F401
 from PIL import Image
 
 from sam2_keyframe import (
@@ -28,18 +30,7 @@ from sam2_keyframe import (
 )
 from sam2_keyframe import _models as models
 from sam2_keyframe import _options as options
-from sam2_keyframe._output import Video
 from sam2_keyframe._track import OUTPUTS
-
-FRAMES = 8
-
-
-@pytest.fixture(scope="module")
-def folder(clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("footage")
-    for t, frame in enumerate(clip.frames[:FRAMES]):
-        Image.fromarray(frame).save(folder / f"{t}.jpg", quality=95)
-    return folder
 
 
 @pytest.fixture
@@ -47,25 +38,6 @@ def mask(clip: Any, tmp_path: Path) -> Path:
     path = tmp_path / "first.png"
     Image.fromarray(clip.masks[0]).save(path)
     return path
-
-
-@pytest.fixture
-def film(clip: Any, tmp_path: Path) -> Path:
-    video = Video(tmp_path / "film.mp4", 12)
-    for frame in [*clip.frames, *clip.frames[::-1]]:
-        video.add(frame)
-    video.close()
-    return video.path
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "results" / "out"
-
-
-def track(source: object, out: Path, *more: object) -> int:
-    model = [] if "--model" in more else ["--model", "micro", "--image-size", "64"]
-    return cli.main([str(each) for each in ["track", source, "--out", out, "--device", "cpu", *model, *more]])
 
 
 def test_track_writes_masks_film_table_and_pictures(folder: Path, mask: Path, out: Path, capsys: Any) -> None:

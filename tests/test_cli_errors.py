@@ -1,5 +1,6 @@
 """The command line when something goes wrong: one line, exit code 2, and nothing half-written."""
 
+# ruff: noqa: F811 - fixtures are imported by name
 from __future__ import annotations
 
 import os
@@ -10,40 +11,11 @@ from typing import Any
 import av
 import pytest
 import torch
+from commandline import FRAMES, film, folder, out, track  # noqa: F401
 from PIL import Image
 
 from sam2_keyframe import cli
-from sam2_keyframe._output import Video
 from sam2_keyframe._track import OUTPUTS
-
-FRAMES = 8
-
-
-@pytest.fixture(scope="module")
-def folder(clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("footage")
-    for t, frame in enumerate(clip.frames[:FRAMES]):
-        Image.fromarray(frame).save(folder / f"{t}.jpg", quality=95)
-    return folder
-
-
-@pytest.fixture
-def film(clip: Any, tmp_path: Path) -> Path:
-    video = Video(tmp_path / "film.mp4", 12)
-    for frame in [*clip.frames, *clip.frames[::-1]]:
-        video.add(frame)
-    video.close()
-    return video.path
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "results" / "out"
-
-
-def track(source: object, out: Path, *more: object) -> int:
-    model = [] if "--model" in more else ["--model", "micro", "--image-size", "64"]
-    return cli.main([str(each) for each in ["track", source, "--out", out, "--device", "cpu", *model, *more]])
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
