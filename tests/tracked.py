@@ -64,6 +64,17 @@ def change(scorer: Scorer, before: TrackedFrame, now: TrackedFrame, records: int
     return float(score)
 
 
+def repainted(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Paints all that lies outside 144 x 144 px; the object spans 64 to 132 of 256, its dilated mask ends at 140."""
+
+    def paint(image: torch.Tensor) -> torch.Tensor:
+        out = torch.rand(image.shape, generator=torch.Generator().manual_seed(seed))
+        out[:, :144, :144] = image[:, :144, :144]
+        return out
+
+    return paint
+
+
 def fake_tensors() -> Any:
     return FakeTensorMode() if FAKE == "cuda" else contextlib.nullcontext()
 

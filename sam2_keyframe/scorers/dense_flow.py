@@ -37,10 +37,10 @@ def translation(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Level:
-    """Two (h, w) images of one pyramid level, and what each step on them needs."""
+    """Two (h, w) images of one pyramid level, the weight of their pixels, and what each step on them needs."""
 
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.a, self.b = a, b
+    def __init__(self, a: Tensor, b: Tensor, weight: Tensor | None) -> None:
+        self.a, self.b, self.weight = a, b, weight
         self.height, self.width = a.shape
         self.side = max(self.height, self.width)
         bordered = pad(a[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
@@ -57,17 +57,20 @@ class _Level:
         return (parameters[:, :, None, None] * self.basis).sum(1) * self.side
 
     def error(self, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a(p) - b(p + flow) and, as float, where p + flow lies inside the image."""
+        """Return a(p) - b(p + flow), and how much that counts: 0 where p + flow lies outside the image, in [0, 1]."""
         grid = torch.stack([(2 * (self.x + flow[0]) + 1) / self.width, (2 * (self.y + flow[1]) + 1) / self.height], -1)
         grid = grid - 1
-        warped = grid_sample(self.b[None, None], grid[None], padding_mode="border", align_corners=False)[0, 0]
-        return self.a - warped, (grid.abs().amax(-1) <= 1).float()
+        layers = self.b[None] if self.weight is None else torch.stack([self.b, self.weight])
+        warped = grid_sample(layers[None], grid[None], padding_mode="border", align_corners=False)[0]
+        inside = (grid.abs().amax(-1) <= 1).float()
+        return self.a - warped[0], inside if self.weight is None else inside * self.weight * warped[1]
 
     def mismatch(self, parameters: Tensor) -> Tensor:
-        """Return an affine flow's mean squared error where both images show; infinite below a quarter of the frame."""
+        """Return an affine flow's mean squared error where both images show; infinite below a quarter of the weight."""
         error, inside = self.error(self.affine(parameters))
         mean = (error.square() * inside).sum() / inside.sum().clamp(min=1)
-        return torch.where(inside.mean() < 0.25, torch.inf, mean)
+        share = inside.mean() if self.weight is None else inside.sum() / self.weight.sum().clamp(min=1e-6)
+        return torch.where(share < 0.25, torch.inf, mean)
 
     def exposure(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gain and the offset that bring b, moved by an affine flow, closest to a."""
@@ -111,38 +114,48 @@ class _Level:
         return own
 
 
-def _pyramid(a: Tensor, b: Tensor) -> list[_Level]:
+def _pyramid(*images: Tensor) -> list[_Level]:
     """Return the levels, full resolution first, down to about 12 pixels on the shorter side, at most five."""
-    planes = torch.stack([a, b])
-    levels = [_Level(a, b)]
-    weights = gaussian(1.0, 2, a.device)
+    planes = torch.stack(images)
+    levels = [_level(planes)]
+    weights = gaussian(1.0, 2, planes.device)
     while len(levels) < 5 and min(planes.shape[1:]) >= 24:
         planes = window_means(pad(planes[None], (2, 2, 2, 2), mode="replicate")[0], weights)
         size = [planes.shape[1] // 2, planes.shape[2] // 2]
         planes = interpolate(planes[None], size, mode="bilinear", align_corners=False)[0]
-        levels.append(_Level(planes[0], planes[1]))
+        levels.append(_level(planes))
     return levels
 
 
-def dense_flow(a: Tensor, b: Tensor) -> Tensor:
+def _level(planes: Tensor) -> _Level:
+    # A pixel of a coarse level that is blended with what is not looked at tells little: its weight falls steeply.
+    return _Level(planes[0], planes[1], planes[2].square().square() if len(planes) > 2 else None)
+
+
+def dense_flow(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the flow with a(p) = b(p + flow(p)).
 
     Args:
         a: (h, w) float32 luminance in [0, 1].
         b: The same of the other image.
+        weight: (h, w) float32, 1 on the pixels of both images that are looked at and 0 on those that are not: they
+            do not change the flow anywhere. None looks at all.
 
     Returns:
         (2, h, w) float32: x to the right, y down, in pixels. Where b does not show what a shows (occlusion, beyond
-        the border) it continues the motion around. A gain and an offset of the whole picture, as by a
+        the border or the weight) it continues the motion around. A gain and an offset of the whole picture, as by a
         change of light, are estimated along with it and do not count as motion.
 
     Source: the affine fit follows J. Bergen et al., Hierarchical Model-Based Motion Estimation, 1992; the local part
     B. Lucas and T. Kanade, 1981, as a pyramid (J.-Y. Bouguet, 2000).
     """
-    spread_a, spread_b = (plane.std(correction=0).clamp(min=0.01) for plane in (a, b))
+    mean_a, spread_a, mean_b, spread_b = (value for plane in (a, b) for value in _statistics(plane, weight))
     gain = spread_a / spread_b
-    offset = a.mean() - b.mean() * gain
-    levels = _pyramid(a, b * gain + offset)
+    offset = mean_a - mean_b * gain
+    b = b * gain + offset
+    if weight is not None:
+        a, b = (torch.where(weight > 0, plane, mean_a) for plane in (a, b))
+    levels = _pyramid(a, b) if weight is None else _pyramid(a, b, weight)
     middle = levels[min(2, len(levels) - 1)]
     still = torch.zeros(2, 3, device=a.device)
     shift = still + pad((translation(middle.a, middle.b) / middle.side)[:, None], (0, 2))
@@ -170,3 +183,12 @@ def dense_flow(a: Tensor, b: Tensor) -> Tensor:
         flow = level.affine(best)
         own = level.refine(flow, own, sigma, steps)
     return flow + own
+
+
+def _statistics(plane: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean of (h, w) values and their standard deviation, at least 0.01."""
+    if weight is None:
+        return plane.mean(), plane.std(correction=0).clamp(min=0.01)
+    total = weight.sum().clamp(min=1)
+    mean = (plane * weight).sum() / total
+    return mean, ((plane - mean).square() * weight).sum().div(total).sqrt().clamp(min=0.01)

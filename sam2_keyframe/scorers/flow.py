@@ -40,8 +40,8 @@ class OpticalFlow:
             below a quarter pixel is none: from rest to motion is 1, at rest 0.
         percentile: Which one, in [0, 100].
         reference: Compare with the last `"keyframe"` or with the `"previous"` frame.
-        region: Over the whole `"frame"` or the `"object"` (its dilated mask, now and at the reference). The flow is
-            always estimated on the whole frame.
+        region: Over the whole `"frame"` or the `"object"` (its dilated mask, now and at the reference), where the
+            flow is then estimated on that alone, once an object. `"relative"` needs the `"frame"`.
         name: Name of the score in records, filters and tables.
 
     Source: see `dense_flow`.
@@ -58,6 +58,8 @@ class OpticalFlow:
         check_range(self, "percentile", 0, 100)
         check_choice(self, "reference", ("keyframe", "previous"))
         check_choice(self, "region", ("frame", "object"))
+        if self.measure == "relative" and self.region == "object":
+            raise ValueError("OpticalFlow('relative', region='object') leaves no background: choose region='frame'")
 
     @in_float32
     def score(self, frame: TrackedFrame, history: History) -> Tensor:
@@ -66,9 +68,10 @@ class OpticalFlow:
         mask_of(frame)
         if self.measure == "direction":
             return self._direction(frame, history)
-        flow = flow_since(frame, earlier(history, self.reference))
-        if flow is None:
+        found = flow_since(frame, earlier(history, self.reference), self.region)
+        if found is None:
             return frame.unknown()
+        flow, region = found
         flow = flow / max(flow.shape[1:])
         if self.measure == "relative":
             thing = interpolate(mask_of(frame)[None, None].float(), flow.shape[1:], mode="nearest-exact")[0, 0]
@@ -76,18 +79,15 @@ class OpticalFlow:
             rest = None if around is None else 1 - around
             difference = torch.stack([mean_over(plane, thing) - mean_over(plane, rest) for plane in flow])
             return difference.square().sum().sqrt() * (thing.amax() > 0)
-        region = region_of(frame, earlier(history, self.reference)) if self.region == "object" else None
-        if self.region == "object" and region is None:
-            return frame.unknown()
         length = flow.square().sum(0).sqrt()
         return mean_over(length, region) if self.measure == "mean" else _percentile(length, region, self.percentile)
 
     def _direction(self, frame: TrackedFrame, history: History) -> Tensor:
         """Return the change of the mean motion's direction since the reference."""
-        flow = flow_since(frame, history.previous)
-        if flow is None:
+        found = flow_since(frame, history.previous, self.region)
+        if found is None:
             return frame.unknown()
-        region = region_of(frame, None) if self.region == "object" else None
+        flow, region = found
 
         def mean_motion() -> Tensor:
             mean = torch.stack([mean_over(plane, region) for plane in flow])
@@ -101,14 +101,22 @@ class OpticalFlow:
         return vector_change(now, torch.zeros_like(now) if before is None else before)
 
 
-def flow_since(frame: TrackedFrame, reference: Reference | None) -> Tensor | None:
-    """Return the (2, h, w) flow from this frame back to an earlier one, in pixels, computed once for all objects."""
+def flow_since(
+    frame: TrackedFrame, reference: Reference | None, region: Region = "frame"
+) -> tuple[Tensor, Tensor | None] | None:
+    """Return the (2, h, w) flow from this frame back to an earlier one, in pixels, and the region it was estimated on.
+
+    The whole frame's is computed once for all objects. None where there is nothing to compare with.
+    """
     now = luminance(frame)
     before = luminance_at(reference, now)
     if reference is None or before is None:
         return None
-    flow: Tensor = frame.shared.once(f"flow/{reference.frame_idx}", lambda: dense_flow(now, before))
-    return flow
+    key = f"flow/{reference.frame_idx}"
+    if region == "frame":
+        return frame.shared.once(key, lambda: dense_flow(now, before)), None
+    weight = region_of(frame, reference)
+    return None if weight is None else (frame.once(key, lambda: dense_flow(now, before, weight)), weight)
 
 
 def _percentile(values: Tensor, region: Tensor | None, percentile: float) -> Tensor:
