@@ -228,6 +228,13 @@ def test_hysteresis_waits_for_the_gate() -> None:
     assert _run(Hysteresis(0.3, 0.1), frames, Quality(0.5)) == [4, 9]
 
 
+def test_hysteresis_counts_the_keyframe_itself() -> None:
+    """Frame 5 was made a keyframe by another rule at a score of 0: the rise right after it is one."""
+    past = [FrameRecord(4, 0.5), FrameRecord(5, 0.0)]
+    assert Hysteresis(0.3, 0.1).accept(FrameRecord(6, 0.5, since=1), past)
+    assert not Hysteresis(0.3, 0.1).accept(FrameRecord(6, 0.5, since=1), [past[0], FrameRecord(5, 0.2)])
+
+
 def test_a_scene_boundary_waits_for_the_gate() -> None:
     """Cuts at frames 4 and 8; frames 4 and 5 are not trustworthy. Nothing else is kept."""
     cuts = [0.0, 0.1, 0.0, 0.9, 0.1, 0.0, 0.0, 0.6, 0.0, 0.0]

@@ -85,13 +85,37 @@ def test_genetic_beats_as_many_random_tries(seed: int) -> None:
     assert coverage(chosen, UNEVEN) >= max(coverage(frames, UNEVEN) for frames in tries)
 
 
-def test_genetic_asks_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int]]]:
+    """Every set of frames that a search asks about, with its fitness, in order."""
+    seen: list[tuple[float, list[int]]] = []
     fitness = offline._fitness
-    monkeypatch.setattr(offline, "_fitness", lambda *given: asked.append(given[0]) or fitness(*given))
-    choose_frames(UNEVEN, search="genetic")
-    assert len(asked) == EVALUATIONS == 24 + 15 * 22
-    assert all(len(set(frames)) == 5 for frames in asked)
+
+    def watched(chosen: list[int], *rest: torch.Tensor) -> float:
+        seen.append((fitness(chosen, *rest), list(chosen)))
+        return seen[-1][0]
+
+    monkeypatch.setattr(offline, "_fitness", watched)
+    return seen
+
+
+def test_genetic_goes_by_its_rules(asked: list[tuple[float, list[int]]]) -> None:
+    """The best set ever seen is never lost, better parents are preferred, and about one frame in five is random."""
+    gained, fresh = [], []
+    for seed in range(5):
+        asked.clear()
+        chosen = choose_frames(UNEVEN, search="genetic", seed=seed)
+        assert len(asked) == EVALUATIONS == 24 + 15 * 22
+        assert all(len(set(frames)) == 5 for _, frames in asked)
+        assert list(chosen) == sorted(max(asked)[1])
+        rounds = [asked[:24], *(asked[i : i + 22] for i in range(24, EVALUATIONS, 22))]
+        means = [sum(fitness for fitness, _ in sets) / len(sets) for sets in rounds]
+        gained.append(sum(means[-5:]) / 5 - means[0])
+        for before, sets in itertools.pairwise(rounds[8:]):
+            known = {frame for _, frames in before for frame in frames}
+            fresh.append(sum(frame not in known for _, frames in sets for frame in frames) / (22 * 5))
+    assert sum(gained) / 5 > 2  # 5 to 6 with tournaments of three, about 0 with parents drawn at random
+    assert 0.05 < sum(fresh) / len(fresh) < 0.2  # a random frame may be a known one
 
 
 def test_genetic_is_the_same_for_the_same_seed() -> None:
