@@ -96,10 +96,20 @@ def state_from_frame(predictor: Any, frame: Frame, **options: Any) -> dict[str, 
 
     The predictor's `init_state` wants a folder: it is given one frame, stored without loss (SAM 2 goes by the
     file's name, PIL by its content), and so makes everything of the state itself, the first frame's features too.
+
+    Raises:
+        OSError: The system's temporary folder has no room for one frame.
     """
     from PIL import Image
 
+    store = io.BytesIO()
+    Image.fromarray(frame).save(store, format="PPM")
     with tempfile.TemporaryDirectory(prefix="sam2-keyframe-") as folder, without_bars():
-        Image.fromarray(frame).save(Path(folder) / "00000.jpg", format="PPM")
+        try:
+            Path(folder, "00000.jpg").write_bytes(store.getvalue())  # PIL itself does not notice a full disk
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}; a frame has to fit into the temporary folder", folder
+            ) from None
         state: dict[str, Any] = predictor.init_state(folder, **options)
     return state

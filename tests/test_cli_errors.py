@@ -3,8 +3,13 @@
 # ruff: noqa: F811 - fixtures are imported by name
 from __future__ import annotations
 
+import csv
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ import av
 import pytest
 import torch
 from commandline import FRAMES, film, folder, out, track  # noqa: F401
+from footage import decode_threads
 from PIL import Image
 
 from sam2_keyframe import cli
@@ -30,6 +36,20 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
 def nothing_left(out: Path) -> None:
     assert not out.exists()
     assert not out.parent.exists() or list(out.parent.glob(".*")) == []
+
+
+def assert_whole(out: Path, frames: int) -> None:
+    """Check that the masks can be read, that the table has a full row for each, and that no decode thread is left."""
+    files = sorted((out / "masks").iterdir())
+    assert [file.name for file in files] == [f"{t:05d}.png" for t in range(frames)]
+    for file in files:
+        with Image.open(file) as mask:
+            mask.load()
+    with (out / "frames.csv").open() as file:
+        head, *rows = csv.reader(file)
+    assert [row[0] for row in rows][:frames] == [str(t) for t in range(frames)]
+    assert {len(row) for row in rows} == {len(head)}
+    assert decode_threads() == 0
 
 
 def test_results_of_an_earlier_run_are_replaced_and_others_are_not(folder: Path, out: Path, capsys: Any) -> None:
@@ -56,6 +76,7 @@ def test_ctrl_c_leaves_whole_results_and_says_so(
     assert sorted(path.name for path in out.iterdir()) == sorted(OUTPUTS)
     with av.open(str(out / "overlay.mp4")) as film:
         assert len(list(film.decode(video=0))) == len(list((out / "masks").iterdir())) == 3
+    assert_whole(out, 3)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -74,6 +95,35 @@ def test_a_full_disk_leaves_whole_results_and_says_so(
     code = track(folder, out, "--box", "20,20,90,90")
     refused(capsys, code, "No space left on device", f"4 of {FRAMES} frames are whole")
     assert sorted(path.name for path in (out / "masks").iterdir()) == [f"{t:05d}.png" for t in range(4)]
+    assert_whole(out, 4)
+
+
+def test_files_that_may_not_grow(clip: Any, out: Path, tmp_path: Path) -> None:
+    """The system itself refuses to write on, as on a full disk: the film, and what SAM 2 is shown of the first frame."""
+    for t, frame in enumerate(clip.frames):
+        Image.fromarray(frame[::4, ::4]).resize((64, 64)).save(tmp_path / f"{t}.jpg", quality=95)
+    code = (
+        "import resource, signal, sys, threading; from sam2_keyframe import cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
+        "code = cli.main(sys.argv[2:])\n"
+        "assert not [each for each in threading.enumerate() if 'sam2-keyframe' in each.name]\n"
+        "raise SystemExit(code)"
+    )
+    options = ["track", tmp_path, "--out", out, "--device", "cpu", "--model", "micro", "--image-size", 64]
+    for limit, words in ((13_000, "whole, in"), (1000, "File too large; a frame has to fit into the temporary folder")):
+        command = [sys.executable, "-c", code, str(limit), *map(str, options), "--box", "10,10,45,45"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        last = done.stderr.splitlines()[-1]
+        assert (done.returncode, last[:21]) == (2, "sam2-keyframe: error:"), done.stderr
+        assert "File too large" in last
+        assert words in last
+        if limit > 1000:
+            match = re.search(r"the results of (\d+) of 24 frames", last)
+            assert match
+            assert_whole(out, int(match[1]))
+            shutil.rmtree(out)
+        nothing_left(out)
 
 
 def test_a_bad_frame_in_the_middle_leaves_what_came_before(film: Path, out: Path, capsys: Any) -> None:
@@ -83,7 +133,9 @@ def test_a_bad_frame_in_the_middle_leaves_what_came_before(film: Path, out: Path
     film.write_bytes(data)
     code = track(film, out, "--box", "20,20,90,90")
     refused(capsys, code, "film.mp4", "damaged", "track up to it", "are whole")
-    assert len(list((out / "masks").iterdir())) > 0
+    frames = len(list((out / "masks").iterdir()))
+    assert frames > 0
+    assert_whole(out, frames)
 
 
 BAD = {
