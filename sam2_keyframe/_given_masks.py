@@ -29,8 +29,9 @@ def from_masks(
     an empty one has predicted IoU 0 and no object.
 
     Args:
-        masks: (T, H, W) whole numbers, 0 for background and 255 for void beside other ids; (T, H, W) bool, which
-            is object 1; or {obj_id: (T, H, W) bool}. Arrays or tensors. Brought to a quarter of the model's image.
+        masks: (T, H, W) whole numbers, 0 for background and 255 for void, or for object 1 where there is no other;
+            (T, H, W) bool, which is object 1; or {obj_id: (T, H, W) bool}. Arrays or tensors. Brought to a quarter of
+            the model's image.
         prompts: {obj_id: frames}; None: each object's first frame that is not empty.
         geometry: Of the model imagined; None: the official ones.
 
@@ -80,7 +81,9 @@ def _objects(masks: Any) -> dict[Any, NDArray[np.bool_]]:
         if labels.dtype.kind not in "ui":
             raise ValueError(f"masks are {labels.dtype}; give whole numbers (object ids) or bool, as in `masks > 0`")
         ids = [int(value) for value in np.unique(labels) if value]
-        objects = {obj_id: labels == obj_id for obj_id in ids if obj_id != VOID or ids == [VOID]}
+        if ids == [VOID]:
+            return {1: labels > 0}
+        objects = {obj_id: labels == obj_id for obj_id in ids if obj_id != VOID}
     shapes = {each.shape for each in objects.values()}
     if len(shapes) > 1:
         raise ValueError(f"masks of several objects differ in shape: {sorted(shapes)}; give them one")

@@ -61,14 +61,15 @@ class _Recorded(dict[str, Tensor]):
         return super().__contains__(key)
 
 
-class _Object:
-    """One object's bank, and the dicts that SAM 2 would keep for it."""
+class Thing:
+    """One object's bank, the dicts that SAM 2 would keep for it, and what was held as each frame was tracked."""
 
     def __init__(self, method: KeyframeMemory) -> None:
         self.cond: dict[int, dict[str, Any]] = {}
         self.non_cond: dict[int, Any] = {}
         self.bank = MemoryBank(method, self, self.non_cond)
         self.bank.stats = MemoryStats(rows=deque())
+        self.held: list[list[int]] = []
 
 
 class Player:
@@ -85,7 +86,7 @@ class Player:
         self, recording: Recording, source: FrameSource | None, method: KeyframeMemory, geometry: Geometry
     ) -> None:
         self.recording, self.source, self.method, self.geometry = recording, source, method, geometry
-        self.objects: dict[Any, _Object] = {}
+        self.objects: dict[Any, Thing] = {}
         self._memo: tuple[int, FrameMemo] | None = None
         names = {scorer.name: _recorded_as(scorer) for scorer in method.scorers()}
         self._known = {name: known for name, known in names.items() if known is not None}
@@ -109,9 +110,14 @@ class Player:
         Raises:
             ValueError: It does.
         """
+        if self.source is not None and len(self.source) < self.recording.num_frames:
+            raise ValueError(
+                f"the video has {len(self.source)} frames, the masks {self.recording.num_frames}: give the video that "
+                "they were made on"
+            )
         if self.method.choice is not None:
             raise ValueError(
-                f"choice={self.method.choice!r} chooses masks, which a replay holds fixed: run it with SAM 2"
+                f"choice={self.method.choice!r} chooses masks, and a replay has them held fixed: run it with SAM 2"
             )
         if self.method.select.on_device:
             raise ValueError(
@@ -142,19 +148,19 @@ class Player:
             except NotRecordedError as error:
                 raise ValueError(f"{asked!r} {error}") from None
 
-    def play(self) -> dict[Any, tuple[MemoryStats, list[int]]]:
-        """Return statistics and prompted frames of each object."""
+    def play(self) -> dict[Any, Thing]:
+        """Return what became of each object."""
         for step in self.recording.steps:
-            thing = self.objects.setdefault(step.obj_id, _Object(self.method))
+            thing = self.objects.setdefault(step.obj_id, Thing(self.method))
             if step.kind in (Kind.FORWARD, Kind.REVERSE):
                 self._track(thing, step)
             else:
                 self._prompt(thing, step)
         for thing in self.objects.values():
             thing.bank.settle()
-        return {obj_id: (thing.bank.stats, sorted(thing.cond)) for obj_id, thing in self.objects.items()}
+        return self.objects
 
-    def _prompt(self, thing: _Object, step: Step) -> None:
+    def _prompt(self, thing: Thing, step: Step) -> None:
         """Take in a prompt, a correction, or a prompt that was taken back."""
         frame_idx = step.frame_idx
         if step.kind is Kind.CLEARED:
@@ -168,7 +174,7 @@ class Player:
         frame = self._frame(step) if self.method.observes else None
         thing.bank.prompted(frame_idx, entry, frame, cond=prompted)
 
-    def _track(self, thing: _Object, step: Step) -> None:
+    def _track(self, thing: Thing, step: Step) -> None:
         """Choose what is attended to, take in the frame, let go what the next one does not need."""
         bank, cond = thing.bank, thing.cond
         moment = self.geometry.moment(step.frame_idx, step.kind is Kind.REVERSE, self.recording.num_frames)
@@ -184,6 +190,7 @@ class Player:
         past = [t for t in read if moment.distance(t) >= 0 or not self.geometry.past_pointers_only]
         own = sum(memory.pointer for memory in memories)
         tokens += (len(pointers) + len(past) + own) * pointer_tokens(self._entry) if cond else 0
+        thing.held.append(sorted(bank.selection.held()))
         entry = dict(self._entry)
         bank.observe(entry, self._frame(step) if self.method.observes else None, moment, cond)
         bank.trim(moment.then())
@@ -195,13 +202,13 @@ class Player:
         most = self.method.conditioning
         if most is None or len(cond) <= most:
             return cond
-        first = min(cond) if not moment.reverse else max(cond)
-        rest = sorted((t for t in cond if t != first), key=lambda t: abs(t - moment.frame_idx))
-        kept = {*rest[: most - 1], first} if most > 1 else {rest[0] if rest else first}
+        first = max(cond) if moment.reverse else min(cond)
+        nearest = sorted(cond, key=lambda t: (not moment.past(t) and most == 1, abs(t - moment.frame_idx)))
+        kept = nearest[:1] if most == 1 else [first, *(t for t in nearest if t != first)][:most]
         return {t: entry for t, entry in cond.items() if t in kept}
 
     def _spatial(
-        self, thing: _Object, prompts: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment
+        self, thing: Thing, prompts: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment
     ) -> int:
         """Return how many spatial tokens are attended to."""
         grid, attend = (self.geometry.memory_side,) * 2, self.method.attend
@@ -254,10 +261,10 @@ class Player:
         source, size = self.source, self.recording.frame_size
         if source is None:
             raise ValueError("a scorer looks at pixels: give the video as `frames`")
-        if source.size != size or len(source) < self.recording.num_frames:
+        if source.size != size:
             raise ValueError(
-                f"the video has {len(source)} frames of {source.size[1]} x {source.size[0]} pixels, the masks "
-                f"{self.recording.num_frames} of {size[1]} x {size[0]}: give the video that they were made on"
+                f"the video has {source.size[1]} x {source.size[0]} pixels, the masks are of {size[1]} x {size[0]}: "
+                "give the video that they were made on"
             )
         resized = source.resized(frame_idx, self.recording.geometry.image_size)
         return scoring_image(normalise(resized, torch.device("cpu"))[None])

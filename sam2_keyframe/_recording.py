@@ -20,6 +20,9 @@ from sam2_keyframe.types import Moment
 DESCRIPTORS = ("object/pointer", "object/memory", "object/image", "object/descriptor")
 """Descriptors that a recording keeps, by the keys that scorers and relations know them under."""
 
+RECORDING = "recording.npz"
+"""What `track` calls the file."""
+
 VERSION = 1
 
 

@@ -21,13 +21,15 @@ from sam2_keyframe._decode import folder_images
 from sam2_keyframe._draw import Pixels, need
 from sam2_keyframe._options import Prompt
 from sam2_keyframe._output import TABLE, Table, Video, write_mask, write_png
+from sam2_keyframe._recording import RECORDING
 from sam2_keyframe.methods import KeyframeMemory
 from sam2_keyframe.plugin import memory_stats, wrap
+from sam2_keyframe.replay import record
 from sam2_keyframe.stats import MIB, FrameStats, MemoryStats
 from sam2_keyframe.types import BASE_SCORES
 from sam2_keyframe.video import FrameSource, init_state, without_bars
 
-OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png")
+OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
 """What a run writes."""
 
 CTRL_C = "stopped by Ctrl-C"
@@ -102,6 +104,7 @@ def track(
             closing(Table(folder / TABLE, names)) as table,
             closing(Video(folder / "overlay.mp4", source.fps or FPS)) as video,
             wrap(predictor, method),
+            record(predictor, state) as recording,
             _interrupts() as interrupted,
         ):
             for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts):
@@ -120,6 +123,7 @@ def track(
                     break
         if any(each.rows for each in report.stats.values()):
             _draw(source, report.stats, method, prompts, folder, name)
+        recording.save(folder / RECORDING)
     except (FrameError, OSError) as error:
         if not report.frames:
             raise

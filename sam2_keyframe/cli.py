@@ -1,4 +1,4 @@
-"""The command `sam2-keyframe`: track a video, run the demo, list the building blocks.
+"""The command `sam2-keyframe`: track a video, replay a run, run the demo, list the building blocks.
 
 Everything that a user can get wrong ends in one line on stderr, which names the value and the remedy, and exit code 2.
 """
@@ -63,9 +63,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from sam2_keyframe._models import CHOICES, default_device
+    from sam2_keyframe._replay_command import add_parser
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="track | demo | list")
+    commands = parser.add_subparsers(required=True, metavar="track | replay | demo | list")
     run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
     run.set_defaults(run=_track)
     run.add_argument("source", type=Path, help="a video file, or a folder of frames")
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--frames", type=int, help="track the first FRAMES frames only")
     run.add_argument("--device", default=None, help=f"cpu, cuda, cuda:1, ... (default here: {default_device()})")
+    add_parser(commands, say)
     demo = commands.add_parser("demo", help="watch stock and keyframe memory on a generated clip, in under a minute")
     demo.set_defaults(run=_demo)
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results (default: demo-out)")

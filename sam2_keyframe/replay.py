@@ -7,7 +7,7 @@ kept and what that takes, not how good its masks would be.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +32,57 @@ class Replay:
         stats: By object, a row a tracked frame (all of them, however many) and totals, as `memory_stats` gives them.
             `milliseconds` is NaN.
         prompts: By object, its prompted frames.
+        held: By object and row, the frames that were held besides the prompted and the recent ones.
     """
 
     method: KeyframeMemory
-    stats: dict[Any, MemoryStats] = field(default_factory=dict)
-    prompts: dict[Any, list[int]] = field(default_factory=dict)
+    stats: dict[Any, MemoryStats]
+    prompts: dict[Any, list[int]]
+    held: dict[Any, list[list[int]]]
 
     @property
     def keyframes(self) -> dict[Any, list[int]]:
         """The frames that became keyframes, by object, in the order in which they did."""
         return {obj_id: [r.frame_idx for r in each.rows if r.keyframe] for obj_id, each in self.stats.items()}
 
+    def timeline(self) -> list[dict[str, Any]]:
+        """Return a row a tracked frame and object: decisions, scores by name, and occupancy, as plain values."""
+        return [
+            {"frame": row.frame_idx, "object": obj_id, **_decisions(row), "held": held, **row.scores, **_occupancy(row)}
+            for obj_id, each in self.stats.items()
+            for row, held in zip(each.rows, self.held[obj_id], strict=True)
+        ]
+
     def summary(self) -> dict[str, Any]:
-        """Return what was kept and what it takes, by object, in plain numbers for JSON. Bytes are of one object."""
+        """Return what was kept and what it takes, by object, in plain numbers for JSON."""
         return {
             "method": repr(self.method),
             "masks": "held fixed: under this method SAM 2 might have drawn others",
-            "objects": {str(obj_id): _totals(each, self.prompts[obj_id]) for obj_id, each in self.stats.items()},
+            "objects": {str(obj_id): self._totals(obj_id) for obj_id in self.stats},
+        }
+
+    def _totals(self, obj_id: Any) -> dict[str, Any]:
+        stats, columns = self.stats[obj_id], [_occupancy(row) for row in self.stats[obj_id].rows]
+        values = {name: [column[name] for column in columns] for name in (columns[0] if columns else ())}
+        return {
+            "prompts": self.prompts[obj_id],
+            "tracked": stats.frames,
+            "keyframes": self.keyframes[obj_id],
+            "evicted": stats.evicted,
+            "most": {name: max(each) for name, each in values.items()},
+            "mean": {name: sum(each) / len(each) for name, each in values.items()},
         }
 
     def __repr__(self) -> str:
-        lines = [f"<replay of {self.method!r}; masks were held fixed"]
+        lines = ["<replay, masks held fixed: under this method SAM 2 might have drawn others"]
         for obj_id, each in self.stats.items():
             last = each.last
             alone = "" if last is None else f"; SAM 2 alone: {last.stock.frames}, {last.stock.nbytes / MIB:.2f} MiB"
             lines.append(
                 f" object {obj_id}: {each.keyframes} of {each.frames} frames are keyframes; at most "
-                f"{each.peak_frames} memories, {each.peak_bytes / MIB:.2f} MiB, {each.peak_tokens} tokens{alone}"
+                f"{each.peak_frames} memories, {each.peak_bytes / MIB:.2f} MiB, {each.peak_tokens:,} tokens{alone}"
             )
-        return "\n".join(lines) + ">"
+        return "\n".join([*lines, f" {self.method!r}>"])
 
 
 def replay(
@@ -112,24 +134,24 @@ def replay(
     finally:
         if source is not None and source is not frames:
             source.close()
-    stats = {obj_id: stats for obj_id, (stats, _) in played.items()}
-    return Replay(chosen, stats, {obj_id: given for obj_id, (_, given) in played.items()})
+    return Replay(
+        chosen,
+        {obj_id: thing.bank.stats for obj_id, thing in played.items()},
+        {obj_id: sorted(thing.cond) for obj_id, thing in played.items()},
+        {obj_id: thing.held for obj_id, thing in played.items()},
+    )
 
 
-def _totals(stats: MemoryStats, prompts: list[int]) -> dict[str, Any]:
-    """Return an object's numbers for `Replay.summary`."""
-    rows: list[FrameStats] = list(stats.rows)
-    taken = {
-        name: {what: [getattr(getattr(row, name), what) for row in rows] for what in ("frames", "nbytes", "tokens")}
-        for name in ("memory", "stock", "window")
-    }
+def _decisions(row: FrameStats) -> dict[str, Any]:
+    decided = {"significance": row.significance, "keyframe": row.keyframe}
+    return {**decided, "attended": list(row.attended), "evicted": list(row.evicted)}
+
+
+def _occupancy(row: FrameStats) -> dict[str, int]:
+    """Return nine numbers under the names that `frames.csv` has for them."""
+    taken = {"": row.memory, "stock_": row.stock, "window_": row.window}
     return {
-        "prompts": prompts,
-        "tracked": stats.frames,
-        "keyframes": [row.frame_idx for row in rows if row.keyframe],
-        "evicted": stats.evicted,
-        "at_most": {name: {what: max(each, default=0) for what, each in of.items()} for name, of in taken.items()},
-        "on_average": {
-            name: {what: sum(each) / max(len(each), 1) for what, each in of.items()} for name, of in taken.items()
-        },
+        f"{who}{what}": number
+        for who, each in taken.items()
+        for what, number in (("frames", each.frames), ("bytes", each.nbytes), ("tokens", each.tokens))
     }
