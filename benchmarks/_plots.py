@@ -32,6 +32,10 @@ MANY = 12
 """Runs beyond which they are coloured by family instead of each being named."""
 
 
+LETTERS = 165
+"""About as many fit beside each other below the plot."""
+
+
 def family(result: Result, many: bool) -> str:
     """Return what a run's point is coloured by: its label, or where there are many its first replacement."""
     method = result.metrics["config"]["method"]
@@ -50,7 +54,8 @@ def pareto(group: Group, stem: Path) -> None:
     for i, name in enumerate(others):
         look = {"facecolors": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
         looks[name] = {**look, "edgecolors": "white", "linewidths": 0.7, "s": 45}
-    rows = 1 + (len(families) - 1) // 4
+    columns = max(1, min(4, len(families), LETTERS // max(len(name) + 6 for name in families)))
+    rows = 1 + (len(families) - 1) // columns
     figure = Figure(figsize=(12, 4.3 + 0.24 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for panel, (x, title) in zip(axes, PANELS, strict=True):
@@ -72,7 +77,7 @@ def pareto(group: Group, stem: Path) -> None:
         [handles[i] for i in order],
         [names[i] for i in order],
         loc="outside lower center",
-        ncols=min(4, len(names)),
+        ncols=columns,
         frameon=False,
         fontsize=9,
     )
