@@ -41,7 +41,9 @@ SCORERS: dict[str, Any] = {
     "ssim (object)": sk.SSIM(region="object"),
     "edge_change_ratio": sk.EdgeChangeRatio(),
     "edge_change_ratio compensated": sk.EdgeChangeRatio(compensate=True),
+    "edge_change_ratio comp. (object)": sk.EdgeChangeRatio(compensate=True, region="object"),
     "optical_flow mean": sk.OpticalFlow(),
+    "optical_flow mean (object)": sk.OpticalFlow(region="object"),
     "optical_flow 90 % (object)": sk.OpticalFlow("percentile", region="object"),
     "optical_flow relative": sk.OpticalFlow("relative"),
     "mask_iou": sk.MaskIoU(),
@@ -56,9 +58,10 @@ SCORERS: dict[str, Any] = {
     "predicted_iou": sk.PredictedIoU(),
     "object_score": sk.ObjectScore(),
     "stability": sk.Stability(),
+    "distractor": sk.Distractor(),
     "combine mask_iou + flow": sk.Combine((sk.MaskIoU(), sk.OpticalFlow())),
 }
-NOT_CHANGES = {"novelty", "surprise", "spatiotemporal", "predicted_iou", "object_score", "stability"}
+NOT_CHANGES = {"distractor", "novelty", "surprise", "spatiotemporal", "predicted_iou", "object_score", "stability"}
 
 
 class Count(TorchDispatchMode):
@@ -72,14 +75,15 @@ class Count(TorchDispatchMode):
 
 
 def tracked(index: int, image: np.ndarray, mask: np.ndarray, features: dict[str, torch.Tensor]) -> TrackedFrame:
-    """A frame of (h, w, 3) uint8 pixels with an exact (h, w) mask and given features."""
+    """A frame of (h, w, 3) uint8 pixels with an exact (h, w) mask, two worse candidates and given features."""
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
     logits = torch.from_numpy(np.where(mask, 10.0, -10.0).astype(np.float32))[None, None]
+    beside = logits.roll(60, 3).maximum(logits)
     return TrackedFrame(
         frame_idx=index,
         pred_masks=logits,
-        candidate_masks=logits,
-        candidate_ious=torch.ones(1, 1),
+        candidate_masks=torch.cat([logits, beside, -logits], 1),
+        candidate_ious=torch.tensor([[0.9, 0.6, 0.3]]),
         object_score_logits=torch.full((1, 1), 10.0),
         shared=FrameMemo(lambda: pixels),
         **features,
@@ -141,12 +145,12 @@ def cost(repeats: int = 15) -> None:
                 start = time.perf_counter()
                 scorer.score(now, past)
                 times.append((time.perf_counter() - start) * 1e3)
-            before, now = pair()
-            scorer.score(before, History())
-            past = History(before.reference(), before.reference(), [before.reference()] * 6)
-            now.image  # noqa: B018
-            with Count() as count:
-                scorer.score(now, past)
+        before, now = pair()
+        scorer.score(before, History())
+        past = History(before.reference(), before.reference(), [before.reference()] * 6)
+        now.image  # noqa: B018
+        with torch.no_grad(), Count() as count:  # inference mode would hide conversions
+            scorer.score(now, past)
         kept = sum(value.numel() * value.element_size() for value in now.reference().values.values())
         rows[name] = {"milliseconds": min(times), "operations": count.total, "bytes_kept": kept}
         print(f"{name:32s} {rows[name]['milliseconds']:8.2f} ms {count.total:5d} operations", flush=True)

@@ -166,7 +166,7 @@ def test_edges_on_one_frame_alone_are_one_and_on_none_are_zero(compensate: bool)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mask_iou_equals_scikit_learn_and_its_definition(seed: int) -> None:
+def test_mask_iou_equals_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = (cv2.GaussianBlur(rng.normal(size=(256, 256)), (0, 0), 9) > 0.01 for _ in range(2))
     image = photo("coins")
