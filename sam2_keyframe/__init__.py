@@ -44,6 +44,7 @@ from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_meth
 from sam2_keyframe.offline import choose_frames, coverage
 from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
 from sam2_keyframe.relations import RELATIONS, AttentionShare, CellCosine, DescriptorCosine, ImageCosine
+from sam2_keyframe.replay import Geometry, Recording, Replay, record, replay
 from sam2_keyframe.retrieval import SELECTION, DropRedundant, Nearest, Reconstruct, Relevant
 from sam2_keyframe.scorers import *  # noqa: F403 - every scorer is public
 from sam2_keyframe.scorers import __all__ as _scorers
@@ -72,6 +73,7 @@ __all__ = [
     "FrameSource",
     "FrameStats",
     "Frames",
+    "Geometry",
     "Grid",
     "Handle",
     "Hysteresis",
@@ -105,8 +107,10 @@ __all__ = [
     "RELATIONS",
     "Random",
     "Reconstruct",
+    "Recording",
     "RelevanceFreshness",
     "Relevant",
+    "Replay",
     "RollingBuffer",
     "SELECTION",
     "SceneBoundary",
@@ -121,6 +125,8 @@ __all__ = [
     "init_state",
     "make_method",
     "memory_stats",
+    "record",
+    "replay",
     "unwrap",
     "wrap",
     *_scorers,
