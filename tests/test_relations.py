@@ -164,6 +164,21 @@ def test_on_the_device_no_value_is_read(relation: Any) -> None:
     assert alike.shape == (2,)
 
 
+@pytest.mark.gpu
+@each
+def test_on_cuda_nothing_waits_for_the_device(relation: Any) -> None:
+    memories = held(relation, [frame(seed, 64, seed, "cuda") for seed in range(3)])
+    now = attending(frame(9, 64, 9, "cuda"))
+    relation.relate(attending(frame(8, 64, 8, "cuda")), memories)  # the first call may load libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        alike = relation.relate(now, memories)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = relation.relate(attending(frame(9, 64)), held(relation, [frame(seed, 64, seed) for seed in range(3)]))
+    assert torch.allclose(alike.cpu(), expected, atol=1e-3)
+
+
 @each
 def test_under_autocast_the_same_numbers(relation: Any) -> None:
     memories = held(relation, [frame(seed, 64, seed) for seed in range(3)])

@@ -166,7 +166,7 @@ def test_hue_and_saturation_ignore_brightness() -> None:
     assert change(sk.Histogram("luminance"), bright, dark) > 0.5
 
 
-@pytest.mark.parametrize("scorer", [s for s in CHANGES if not isinstance(s, sk.OpticalFlow)], ids=repr)
+@pytest.mark.parametrize("scorer", [s for s in SCORERS if not isinstance(s, sk.OpticalFlow)], ids=repr)
 def test_under_autocast_the_same_number(scorer: Any) -> None:
     plain = change(scorer, frame(0), frame(1, index=1), records=8)
     with torch.autocast("cpu", torch.bfloat16):
