@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks import _tables as tables
 from benchmarks._compare import Difference, Group, Result, difference
+from benchmarks._families import Family, members
 
-if TYPE_CHECKING:
-    from benchmarks.study import Family
-
-Families = Mapping[str, "Family"]
+Families = Mapping[str, Family]
 Winners = Mapping[str, Result]
 CHANGE = ("deformation", "scale")
 """Clips on which shape or scale changes."""
@@ -23,7 +20,7 @@ def write(groups: Sequence[Group], families: Families, won: Winners) -> str:
     """Return the README: what was run, the grid, the winners elsewhere, and the questions with their figures."""
     dev = next(group for group in groups if group.config["split"] == "dev")
     others = sorted((g for g in groups if g is not dev), key=lambda g: g.config["split"] != "test")
-    runs = sum(len(_members(dev, family)) for family in families.values())
+    runs = sum(len(members(dev, family)) for family in families.values())
     lines = [
         "# Which scorer, threshold and capacity",
         "",
@@ -45,7 +42,7 @@ def write(groups: Sequence[Group], families: Families, won: Winners) -> str:
 def _grid(dev: Group, families: Families, won: Winners) -> list[str]:
     rows = []
     for name, family in families.items():
-        jf = [result.jf for result in _members(dev, family)]
+        jf = [result.jf for result in members(dev, family)]
         if not jf:
             continue
         best = _against_stock(dev, won[name])
@@ -68,7 +65,7 @@ def _thresholds(dev: Group, families: Families) -> list[str]:
     rows = []
     for name, family in families.items():
         by_value: dict[str, list[Result]] = {}
-        for result in _members(dev, family):
+        for result in members(dev, family):
             by_value.setdefault(_choice(result, "keep"), []).append(result)
         cells = [
             f"{value}: {np.mean([r.jf for r in found]):.1f} ({np.mean([r.metrics['keep_rate'] for r in found]):.0f} %)"
@@ -86,7 +83,7 @@ def _capacities(dev: Group, families: Families) -> list[str]:
     rows = []
     for name, family in families.items():
         found: dict[str, list[float]] = {}
-        for result in _members(dev, family):
+        for result in members(dev, family):
             found.setdefault(_choice(result, "capacity"), []).append(result.jf)
         values |= dict.fromkeys(found)
         if found:
@@ -122,7 +119,7 @@ def _changes(dev: Group, others: Sequence[Group], families: Families, won: Winne
     rows = []
     for name, family in families.items():
         by_capacity: dict[str, list[float]] = {}
-        for result in _members(dev, family):
+        for result in members(dev, family):
             mean = _mean(result, _changing)
             by_capacity.setdefault(_choice(result, "capacity"), []).append(mean)
         if not by_capacity:
@@ -161,12 +158,6 @@ def _with_verdict(found: Difference | None) -> str:
         return ""
     shown = "better" if found.low > 0 else "worse" if found.high < 0 else "not told apart"
     return f"{tables.interval(found)}, {shown}"
-
-
-def _members(group: Group, family: Family) -> list[Result]:
-    from benchmarks.study import members
-
-    return members(group, family)
 
 
 def _find(group: Group, label: str) -> Result | None:

@@ -8,17 +8,18 @@ import pytest
 from benchmarks import study
 from benchmarks.__main__ import main
 from benchmarks._compare import Group, Result, difference, load_groups
+from benchmarks._families import FAMILIES, members, winners
 from benchmarks._values import parse_pair
-from sam2_keyframe import FILTERS, make_method
+from sam2_keyframe import make_method
 
-FAMILIES = ("mask IoU", "optical flow", "IoU + flow, sum")
+NAMES = ("mask IoU", "optical flow", "IoU + flow, sum")
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory):
     """A small study of three families, and the arguments that made it."""
     root = tmp_path_factory.mktemp("study")
-    arguments = ["study", "--families", *FAMILIES, "--challenges", "scale,occlusion", "--clips", "1", "--frames", "14"]
+    arguments = ["study", "--families", *NAMES, "--challenges", "scale,occlusion", "--clips", "1", "--frames", "14"]
     arguments += ["--test-clips", "2", "--size", "64", "--image-size", "64", "--workers", "1"]
     arguments += ["--out", str(root / "out"), "--results", str(root / "results")]
     assert main(arguments) == 0
@@ -26,15 +27,12 @@ def studied(tmp_path_factory):
 
 
 def test_the_grid_has_six_thresholds_and_three_capacities_in_every_family():
-    scorers = {family.fixed for family in study.FAMILIES.values()}
+    scorers = {family.fixed for family in FAMILIES.values()}
     assert len(scorers) >= 4
-    for name, family in study.FAMILIES.items():
+    for name, family in FAMILIES.items():
         runs = family.runs()
         assert len(runs) == len({tuple(replacements) for _, replacements in runs}) == 18, name
-        assert set(family.parts) | ({family.instead} - {""}) <= set(study.FAMILIES)
-        needed = {word for word in ("Adaptive", "Quantile") if word in family.keep}
-        if not needed <= set(FILTERS):
-            continue
+        assert set(family.parts) | ({family.instead} - {""}) <= set(FAMILIES)
         methods = [make_method(method, **dict(map(parse_pair, replacements))) for method, replacements in runs]
         assert len({repr(method) for method in methods}) == 18, name
         assert {method.capacity for method in methods} == {1, 3, 5}
@@ -43,7 +41,7 @@ def test_the_grid_has_six_thresholds_and_three_capacities_in_every_family():
 
 def result(family, index, jf, rate):
     """A family's run with a J&F and a keep-rate."""
-    method, replacements = study.FAMILIES[family].runs()[index]
+    method, replacements = FAMILIES[family].runs()[index]
     spec = {"name": method, "set": replacements, "label": " ".join([method, *replacements])}
     return Result(None, {"config": {"method": spec}, "accuracy": {"jf": jf}, "keep_rate": rate})
 
@@ -56,7 +54,7 @@ def test_a_winner_is_the_best_of_its_family_and_of_equals_the_one_that_keeps_few
         ("SSIM", 3, 60.0, 1.0),
     ]
     group = Group({}, [result(*run) for run in runs])
-    found = study.winners(group, study.FAMILIES)
+    found = winners(group, FAMILIES)
     assert {name: winner.label for name, winner in found.items()} == {
         "mask IoU": result(*runs[2]).label,
         "SSIM": result(*runs[3]).label,
@@ -70,9 +68,9 @@ def test_winners_are_chosen_on_development_clips_and_shown_on_others(studied):
     assert not {name for r in dev.results for name in r.by_video()} & {
         name for r in test.results for name in r.by_video()
     }
-    won = study.winners(dev, {name: study.FAMILIES[name] for name in FAMILIES})
+    won = winners(dev, {name: FAMILIES[name] for name in NAMES})
     for name, winner in won.items():
-        assert winner.jf == max(r.jf for r in study.members(dev, study.FAMILIES[name]))
+        assert winner.jf == max(r.jf for r in members(dev, FAMILIES[name]))
     expected = {"stock", "window", *study.METHODS, *(winner.label for winner in won.values())}
     assert {r.label for r in test.results} == expected
     assert all("beside_stock" in r.metrics["time"] for r in test.results)
@@ -82,20 +80,18 @@ def test_the_tables_say_what_the_results_say(studied):
     root, arguments = studied
     text = (root / "results/README.md").read_text()
     dev, test = load_groups(root / "results")
-    won = study.winners(dev, {name: study.FAMILIES[name] for name in FAMILIES})
+    won = winners(dev, {name: FAMILIES[name] for name in NAMES})
     ours, theirs = (
         next(r for r in test.results if r.label == won[name].label) for name in ("IoU + flow, sum", "mask IoU")
     )
     gain = difference(ours, theirs)
     cell = f"{round(gain.mean, 1) + 0.0:+.1f} ({round(gain.low, 1) + 0.0:+.1f} to {round(gain.high, 1) + 0.0:+.1f})"
     assert f"| IoU + flow, sum minus mask IoU | {cell}" in text
-    runs = [
-        r for r in study.members(dev, study.FAMILIES["mask IoU"]) if "keep=0.1" in r.metrics["config"]["method"]["set"]
-    ]
+    runs = [r for r in members(dev, FAMILIES["mask IoU"]) if "keep=0.1" in r.metrics["config"]["method"]["set"]]
     assert len(runs) == 3
     rate = np.mean([r.metrics["keep_rate"] for r in runs])
     assert f"0.1: {np.mean([r.jf for r in runs]):.1f} ({rate:.0f} %)" in text
-    changing = [r.by_video()["scale-10000"][0] for r in study.members(dev, study.FAMILIES["mask IoU"])]
+    changing = [r.by_video()["scale-10000"][0] for r in members(dev, FAMILIES["mask IoU"])]
     assert f"| mask IoU | {np.mean(changing):.1f} |" in text.partition("## Shape and scale change")[2]
     (root / "results/README.md").write_text("")
     assert main([*arguments, "--only-table"]) == 0
