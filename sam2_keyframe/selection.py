@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,6 +39,21 @@ SPARE = 2
 """Frames that a filtered fill holds beyond its slots, for those that become keyframes."""
 
 
+@dataclass(slots=True)
+class Decision:
+    """What was decided about a frame.
+
+    Attributes:
+        trusted: Whether it passed the gate.
+        kept: Whether it became a keyframe.
+        points: Whether its pointer may be read.
+    """
+
+    trusted: bool = False
+    kept: bool = False
+    points: bool = True
+
+
 class Selection:
     """One object's choices under one method.
 
@@ -50,7 +66,7 @@ class Selection:
         minor: Trustworthy frames that are no keyframes, where the method keeps some.
         ageing: Frames to be held that are still recent, each with the buffer it will enter.
         corrected: Frames that the user corrected, where the method protects them.
-        recorded: Frames in reach of a pointer: their record and whether they became keyframes.
+        decided: Frames in reach of a pointer: their record and what was decided.
         window: Frames that a filtered fill reads, oldest first.
         trusted: Frames whose pointers are read by rank, oldest first.
         prompts: What describes the prompted frames.
@@ -67,7 +83,7 @@ class Selection:
         self.minor = RollingBuffer(method.minor, Oldest())
         self.ageing: dict[int, tuple[FrameRecord, RollingBuffer]] = {}
         self.corrected: dict[int, FrameRecord] = {}
-        self.recorded: dict[int, tuple[FrameRecord, bool]] = {}
+        self.decided: dict[int, tuple[FrameRecord, Decision]] = {}
         self.window: list[int] = []
         self.trusted: list[int] = []
         self.prompts: dict[int, Reference] = {}
@@ -91,7 +107,7 @@ class Selection:
             if not moment.past(frame_idx) and frame_idx not in self.corrected:
                 self.forget(frame_idx)
         if self.restarts(moment):
-            self.recorded = {idx: seen for idx, seen in self.recorded.items() if moment.past(idx)}
+            self.decided = {idx: seen for idx, seen in self.decided.items() if moment.past(idx)}
             for frames in (self.window, self.trusted):
                 frames[:] = sorted(filter(moment.past, frames), key=moment.distance, reverse=True)
             self._restart(moment)
@@ -180,13 +196,11 @@ class Selection:
         return {idx: idx for idx in chosen}
 
     def _points(self, frame_idx: int) -> bool:
-        rule = self.method.pointers
-        record, kept = self.recorded.get(frame_idx, (None, False))
-        if rule == "recent" or (rule != "selected" and record is None):
+        if self.method.pointers == "recent":
             return True
-        if isinstance(rule, KeyframeFilter) and record is not None:
-            return rule.accept(record, self.history.records)
-        return kept
+        if frame_idx in self.decided:
+            return self.decided[frame_idx][1].points
+        return self.method.pointers != "selected"  # a rule on scores knows nothing against it
 
     # -- after a frame is tracked -------------------------------------------------------------------------------
 
@@ -243,25 +257,27 @@ class Selection:
         """Decide a frame whose numbers are here; return its record and whether it became a keyframe."""
         record = pending.read(None if self.method.scorer is None else self.method.scorer.name)
         frame_idx, past = record.frame_idx, self.history.records
-        gated = pending.prompted and self.method.gate.accept(record, past)
-        kept = gated and self.keep.accept(record, past)
-        if record.similarity:
-            self.buffer.used(record.similarity)
+        decision = Decision(pending.prompted and self.method.gate.accept(record, past))
+        decision.kept = decision.trusted and self.keep.accept(record, past)
+        rule = self.method.pointers
+        if rule != "recent":
+            decision.points = rule.accept(record, past) if isinstance(rule, KeyframeFilter) else decision.kept
         filled = isinstance(self.method.fill, KeyframeFilter) and self.method.fill.accept(record, past)
+        self.buffer.used(record.similarity)
         past.append(record)  # type: ignore[attr-defined]
         before, self.history.previous = self.history.previous, pending.reference
         if filled:
             self._slide(frame_idx)
-        if kept and self.method.keep_before:
+        if decision.kept and self.method.keep_before:
             self._keep_before(frame_idx, before)
-        self.recorded[frame_idx] = (record, kept)
-        if gated and self.method.pointers == "ranked" and self.last is not None:
+        self.decided[frame_idx] = record, decision
+        if decision.trusted and rule == "ranked" and self.last is not None:
             self.trusted = [*self.trusted, frame_idx][-self.last.pointers :]
-        if kept:
+        if decision.kept:
             self.accept(record, pending.reference)
-        elif gated and self.method.minor:
+        elif decision.trusted and self.method.minor:
             self._hold(record, self.minor, pending.reference)
-        return record, kept
+        return record, decision.kept
 
     def _slide(self, frame_idx: int) -> None:
         """Let a frame into the filtered fill: the newest of them always, older ones where they lie on the grid."""
@@ -275,11 +291,11 @@ class Selection:
     def _keep_before(self, frame_idx: int, reference: Reference | None) -> None:
         """Make the last trustworthy frame before a keyframe one too, while its memory is still there."""
         moment = self.last
-        for idx, (record, kept) in sorted(self.recorded.items(), key=lambda seen: abs(seen[0] - frame_idx)):
-            if moment is None or abs(idx - frame_idx) >= moment.slots or kept:
+        for idx, (record, decision) in sorted(self.decided.items(), key=lambda seen: abs(seen[0] - frame_idx)):
+            if moment is None or abs(idx - frame_idx) >= moment.slots or decision.kept:
                 return
-            if self.method.gate.accept(record, self.history.records):
-                self.recorded[idx] = (record, True)
+            if decision.trusted:
+                decision.kept = True
                 self._hold(record, self.buffer, reference if reference and reference.frame_idx == idx else None)
                 return
 
@@ -299,7 +315,7 @@ class Selection:
         """Take in a tracked frame that the user corrected: it becomes a keyframe unasked."""
         names = (*BASE_SCORES, *(scorer.name for scorer in self.method.scorers()))
         record = FrameRecord(frame_idx, math.nan, dict.fromkeys(names, math.nan))
-        self.recorded[frame_idx] = (record, True)
+        self.decided[frame_idx] = record, Decision(trusted=True, kept=True)
         self.accept(record, reference)
         if self.method.protect_corrections:
             del self.ageing[frame_idx]
@@ -332,12 +348,12 @@ class Selection:
         for frames in (self.window, self.trusted):
             if frame_idx in frames:
                 frames.remove(frame_idx)
-        for known in (self.ageing, self.corrected, self.recorded, self.references):
+        for known in (self.ageing, self.corrected, self.decided, self.references):
             known.pop(frame_idx, None)
 
     def trim(self, moment: Moment) -> None:
         """Forget the records that no pointer rule will ask for."""
-        self.recorded = {i: seen for i, seen in self.recorded.items() if 0 < moment.distance(i) <= moment.pointers}
+        self.decided = {i: seen for i, seen in self.decided.items() if 0 < moment.distance(i) <= moment.pointers}
 
     def references_kept(self, pending: Pending | None) -> list[Reference]:
         """Return every reference that is kept, for the account of bytes."""
