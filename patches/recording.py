@@ -64,10 +64,10 @@ class _Recorder:
 
     def __init__(self, predictor: Any, state: MutableMapping[str, Any]) -> None:
         model = self.predictor = predictor
-        self.state = state
-        side, grid = model.image_size // 4, model.image_size // model.backbone_stride
+        self.state: Any = state
+        grid = model.image_size // model.backbone_stride
         geometry = Geometry(
-            model.image_size, model.mem_dim, grid, side, model.hidden_dim, model.num_maskmem,
+            model.image_size, model.mem_dim, grid, 4 * grid, model.hidden_dim, model.num_maskmem,
             model.max_obj_ptrs_in_encoder, model.memory_temporal_stride_for_eval, model.max_cond_frames_in_attn,
             model.only_obj_ptrs_in_the_past_for_eval,
         )  # fmt: skip
@@ -77,6 +77,7 @@ class _Recorder:
         self._ours: dict[str, Any] = {}
         self._prompted: dict[Any, tuple[Mapping[str, Any], dict[int, Any]]] = {}
         self._shared: dict[int, tuple[FrameMemo, Tensor | None]] = {}
+        self._hooks: list[Any] = []
         self._encoded: Mapping[str, Any] | None = None
         self._candidates: tuple[Tensor, Tensor] | None = None
         self._ranking: Tensor | None = None
@@ -88,13 +89,20 @@ class _Recorder:
             self._wrapping.wrap(name, wrapper)
             self._ours[name] = vars(self.predictor)[name]
         decoder = self.predictor.sam_mask_decoder
-        for hook, first in ((self._decoded, True), (self._ranked, False)):
-            self._wrapping.on_undo(decoder.register_forward_hook(hook, prepend=first).remove)
+        self._hooks = [decoder.register_forward_hook(self._decoded, prepend=True)]
+        self._hooks.append(decoder.register_forward_hook(self._ranked))
 
     def stop(self) -> bool:
-        """Take the wrappers off; return whether they were still in place all the time."""
+        """Take the wrappers off; return whether they were in place all the time.
+
+        Where others were put over them or took them off, they stay as they are and do nothing any more.
+        """
         whole = all(vars(self.predictor).get(name) is ours for name, ours in self._ours.items())
-        self._wrapping.undo()
+        for hook in self._hooks:
+            hook.remove()
+        if whole:
+            self._wrapping.undo()
+        self.state = self._encoded = None
         return whole
 
     # -- wrappers -----------------------------------------------------------------------------------------------
@@ -140,14 +148,15 @@ class _Recorder:
 
     def _encode_prompt(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a prompted frame's features while SAM 2 has them at hand."""
-        result = original(**call)
-        if call["inference_state"] is self.state:
-            self._shared[call["frame_idx"]] = self._frames.shared(self.state, call["frame_idx"])
+        result, state = original(**call), call["inference_state"]
+        if state is self.state:
+            self._shared[call["frame_idx"]] = self._frames.shared(state, call["frame_idx"])
         return result
 
     def _track(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a tracked frame."""
-        if call["inference_state"] is not self.state or not call["run_mem_encoder"]:
+        state = call["inference_state"]
+        if state is not self.state or not call["run_mem_encoder"]:
             return original(**call)
         self._encoded = self._candidates = None
         entry, masks = original(**call)
@@ -155,17 +164,18 @@ class _Recorder:
         if self._encoded is None or self._candidates is None:  # a corrected frame that the method protects
             frame = self._frames.prompted(frame_idx, entry, self._shared.get(frame_idx, (FrameMemo(_no_pixels), None)))
         else:
-            frame = self._frames.tracked(self.state, frame_idx, entry, self._encoded, masks, *self._candidates)
+            frame = self._frames.tracked(state, frame_idx, entry, self._encoded, masks, *self._candidates)
             if self._ranking is not None:  # a method may choose another candidate than the best rated one
                 frame.measured["predicted_iou"] = self._candidates[1][0].gather(0, self._ranking[0].argmax()[None])[0]
-        for obj_idx, output_dict in self.state["output_dict_per_obj"].items():
+        for obj_idx, output_dict in state["output_dict_per_obj"].items():
             if output_dict is call["output_dict"]:
-                self._note(self.state["obj_idx_to_id"][obj_idx], frame, kind)
+                self._note(state["obj_idx_to_id"][obj_idx], frame, kind)
         return entry, masks
 
     def _encode(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
-        self._encoded = original(**call)
-        return self._encoded
+        output = original(**call)
+        self._encoded = None if self.state is None else output
+        return output
 
     def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> None:
         self._candidates = output[0].clone(), output[1].clone()  # a compiled decoder overwrites its output

@@ -45,7 +45,8 @@ def from_masks(
     given = {} if prompts is None else dict(prompts)
     unknown = given.keys() - objects.keys()
     if unknown:
-        raise ValueError(f"prompts={prompts!r}: there is no object {min(unknown)!r}; objects are {list(objects)}")
+        wanted = next(iter(unknown))
+        raise ValueError(f"prompts={prompts!r}: there is no object {wanted!r}; objects are {list(objects)}")
     visible = {obj_id: [bool(mask.any()) for mask in each] for obj_id, each in objects.items()}
     chosen: dict[Any, set[int]] = {}
     for obj_id, seen in visible.items():

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ class Recording:
             "num_frames": self.num_frames,
             "frame_size": self.frame_size,
             "complete": self.complete,
-            "obj_ids": [obj_id if isinstance(obj_id, int) else str(obj_id) for obj_id in obj_ids],
+            "obj_ids": [int(i) if isinstance(i, Integral) else str(i) for i in obj_ids],
             "scores": scores,
         }
         place = {obj_id: index for index, obj_id in enumerate(obj_ids)}

@@ -202,11 +202,18 @@ def test_recording_changes_nothing_and_leaves_nothing(clip: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
 
 
-def test_wrapping_inside_a_recording_is_an_error(predictor: Any, clip: Any) -> None:
+def test_wrapping_or_unwrapping_inside_a_recording_is_an_error(clip: Any) -> None:
+    predictor = make_predictor()
     state = sk.init_state(predictor, clip.frames)
     with pytest.raises(RuntimeError, match="wrap\\(\\) before record"), record(predictor, state):
         handle = sk.wrap(predictor)
     handle.unwrap()
+    handle = sk.wrap(predictor)
+    with pytest.raises(RuntimeError, match="unwrap\\(\\) after it"), record(predictor, state):
+        handle.unwrap()
+    assert not predictor.sam_mask_decoder._forward_hooks
+    predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+    assert len(list(predictor.propagate_in_video(state, max_frame_num_to_track=2))) == 3
     with pytest.raises(TypeError, match="cannot record dict"), record({}, state):
         pass
 
