@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from sam2_keyframe.attention import Foveated, Pool, TokenLayout, Whole, scheme_for
+from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole, scheme_for
 from sam2_keyframe.patches.attention import AttentionHook
 
 OUT = Path(__file__).parent / "results" / "attention"
@@ -36,6 +36,8 @@ SCHEMES = {
     "pool2": Pool(2),
     "pool4": Pool(4),
     "foveated": Foveated(share=0.05, size=4),
+    "recommended": Foveated(share=0.2, size=4),
+    "salient": SalientTokens(0.05),
     "pool2+conditioning": Pool(2, conditioning=True),
     "foveated+conditioning": Foveated(share=0.05, size=4, conditioning=True),
 }
@@ -64,7 +66,9 @@ def layout_of(scheme, memories, device):
     mask = torch.full((1, 1, 256, 256), -5.0, device=device)
     mask[..., 100:150, 90:150] = 5.0
     chosen = [scheme_for(scheme, conditioning=i == 0, newest=i == memories - 1) for i in range(memories)]
-    return TokenLayout(GRID, tuple(s.plan(GRID, mask) for s in chosen))
+    drawn = torch.rand(1, GRID[0] * GRID[1], device=device)
+    plans = [s.plan(GRID, drawn=drawn) if isinstance(s, SalientTokens) else s.plan(GRID, mask) for s in chosen]
+    return TokenLayout(GRID, tuple(plans), mask if isinstance(scheme, SalientTokens) else None)
 
 
 def output_dict(predictor, memories, device, dtype):
@@ -258,8 +262,9 @@ def table(args):
             continue
         title = "Memory attention" if r["what"] == "memory" else f"Whole frame, {r['objects']} object(s)"
         lines += [f"**{title}**, SAM 2.1 {r['arch']}, 1024 px ({where})", ""]
+        unit = "processor s" if r.get("clock") == "cpu" else "s"
         lines += [
-            "| memories | tokens attended | keys | GFLOP | {unit} | faster | by arithmetic | share |",
+            f"| memories | tokens attended | keys | GFLOP | {unit} | faster | by arithmetic | share |",
             "|---" * 8 + "|",
         ]
         for row in r["rows"]:

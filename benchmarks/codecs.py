@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sam2_keyframe.attention import Foveated, Pool, TokenLayout, Whole, scheme_for
+from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole, scheme_for
 from sam2_keyframe.compression import PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
 from sam2_keyframe.patches.attention import AttentionHook
@@ -54,9 +54,10 @@ SCHEMES = [
     Pool(4),
     Foveated(0.05, 4),
     Foveated(0.125, 4),
-    Foveated(0.25, 4),
-    Foveated(0.1, 2),
+    Foveated(0.2, 4),
+    Foveated(0.05, 2),
     Foveated(0.25, 2),
+    Foveated(0.2, 2, conditioning=True),
 ]
 
 
@@ -123,7 +124,10 @@ def bytes_at_1024(codec):
 
 
 def tokens_at_1024(scheme):
-    return TokenLayout((64, 64), (scheme.plan((64, 64), torch.zeros(1, 1, 256, 256)),)).tokens
+    given = (
+        {"drawn": torch.zeros(1, 4096)} if isinstance(scheme, SalientTokens) else {"mask": torch.zeros(1, 1, 256, 256)}
+    )
+    return TokenLayout((64, 64), (scheme.plan((64, 64), **given),)).tokens
 
 
 def run():

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sam2_keyframe.attention import Attend, Plan, TokenLayout, attend, rotary_phases, rotate, scheme_for
+from sam2_keyframe.attention import (
+    Attend,
+    Plan,
+    SalientTokens,
+    TokenLayout,
+    attend,
+    drawn_attention,
+    rotary_phases,
+    rotate,
+    scheme_for,
+)
 from sam2_keyframe.types import Moment
 
 _MISSING = object()
@@ -76,6 +86,7 @@ class AttentionHook:
         self._layout: TokenLayout | None = None
         self._tables: dict[tuple[tuple[int, int], torch.device], dict[int, Tensor]] = {}
         self._plans: Any = WeakIdKeyDictionary()  # a memory's mask logits -> (scheme, grid, its plan)
+        self._drawn: Any = WeakIdKeyDictionary()  # a memory's object score -> what its tokens drew as the newest
         self._read: tuple[Tensor, dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]] | None = None
 
     def install(self) -> None:
@@ -122,8 +133,14 @@ class AttentionHook:
         plans = []
         for i, (t, entry) in enumerate(memories):
             scheme = scheme_for(attend, conditioning=t in prompts, newest=i == newest)
-            plans.append(self._plan(scheme, grid, entry["pred_masks"]))
-        return TokenLayout(grid, tuple(plans))
+            if isinstance(scheme, SalientTokens):
+                plans.append(scheme.plan(grid, drawn=self._drawn.get(entry["object_score_logits"])))
+            else:
+                plans.append(self._plan(scheme, grid, entry["pred_masks"]))
+        watched = None
+        if isinstance(attend, SalientTokens) and newest is not None:
+            watched = memories[newest][1]["object_score_logits"]  # neither moved nor shown with another memory
+        return TokenLayout(grid, tuple(plans), watched)
 
     def _plan(self, scheme: Attend, grid: tuple[int, int], mask: Tensor) -> Plan:
         known = self._plans.get(mask)
@@ -176,6 +193,11 @@ class AttentionHook:
                 turned = phases[count].shape[1]
                 key[:, :, :turned] = rotate(key[:, :, :turned], phases[count])
             groups.append((count, key, module._separate_heads(module.v_proj(values[count]), module.num_heads)))
+        if layout.watched is not None:
+            whole, size = groups[0][1], layout.grid[0] * layout.grid[1]
+            newest = whole[:, :, whole.shape[2] - pointers - size : whole.shape[2] - pointers]
+            drawn = drawn_attention(query, newest, layout.grid)
+            self._drawn[layout.watched] = self._drawn.get(layout.watched, 0) + drawn
         return module.out_proj(module._recombine_heads(attend(query, groups)))
 
     def _phase_tables(self, module: Any, layout: TokenLayout, device: torch.device) -> dict[int, Tensor]:

@@ -146,14 +146,53 @@ class Foveated:
         return Part(1, (y * grid[1] + x).flatten(1)), Part(self.size, order[:, count:])
 
 
-Attend: TypeAlias = Whole | Pool | Foveated
+@dataclass(frozen=True)
+class SalientTokens:
+    """The tokens that drew most of SAM 2's own attention when the memory was the newest; the others are left out.
+
+    While a memory is the newest it is read whole, and `drawn_attention` measures what each of its tokens draws, added
+    up over the layers. Afterwards only the top share is read. Prompted frames, and memories that were never read as
+    the newest, stay whole.
+
+    Source: sparse memory retrieval of Efficient-SAM2 (ICLR 2026, training-free part); there by all queries, and each
+    layer has its own tokens.
+
+    Attributes:
+        share: Share of the tokens that are read, in (0, 1).
+
+    Raises:
+        ValueError: `share` is outside its range.
+    """
+
+    reads_masks: ClassVar[bool] = True  # of the memory read itself, as what its tokens drew is kept with its entry
+    conditioning: ClassVar[bool] = False
+    share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"{self!r}: give a share in (0, 1)")
+
+    def plan(self, grid: tuple[int, int], mask: Tensor | None = None, drawn: Tensor | None = None) -> Plan:
+        """Return the tokens to attend to: those for which (B, h·w) `drawn` is highest, or all where it is None."""
+        if drawn is None:
+            return (Part(1),)
+        count = max(1, round(self.share * drawn.shape[1]))
+        return (Part(1, drawn.topk(count, dim=1).indices.sort(dim=1).values),)
+
+
+Attend: TypeAlias = Whole | Pool | Foveated | SalientTokens
 """A scheme: which tokens of a memory are attended to."""
 
-ATTEND: Mapping[str, Callable[..., Attend]] = {"whole": Whole, "pool": Pool, "foveated": Foveated}
+ATTEND: Mapping[str, Callable[..., Attend]] = {
+    "whole": Whole,
+    "pool": Pool,
+    "foveated": Foveated,
+    "salient": SalientTokens,
+}
 """Schemes by name; call with the fields of the class."""
 
 
-def _check_grid(scheme: Attend, size: int, grid: tuple[int, int]) -> None:
+def _check_grid(scheme: Pool | Foveated, size: int, grid: tuple[int, int]) -> None:
     if grid[0] % size or grid[1] % size or grid[0] * grid[1] <= size * size:
         raise ValueError(f"{scheme!r}: windows of {size} do not divide a {grid[0]}x{grid[1]} grid; use another size")
 
@@ -174,10 +213,12 @@ class TokenLayout:
     Attributes:
         grid: (h, w) of a memory.
         plans: One plan a memory, in the order in which the host concatenates them.
+        watched: Stands for the last memory where what its tokens draw is to be measured; it is whole then.
     """
 
     grid: tuple[int, int]
     plans: tuple[Plan, ...]
+    watched: Tensor | None = None
 
     @property
     def spatial(self) -> int:
@@ -280,6 +321,24 @@ def attend(query: Tensor, groups: Sequence[tuple[int, Tensor, Tensor]]) -> Tenso
     for out, weight in zip(outs, weights, strict=True):
         merged.addcmul_(out.float(), weight[..., None])
     return merged.type_as(query)
+
+
+def drawn_attention(query: Tensor, keys: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return what each key draws, (B, n) float32: its softmax over these keys alone, mean over queries and heads.
+
+    At most 16 queries in each direction are asked, evenly spaced: at 1024 px a sixteenth of all.
+
+    Args:
+        query: (B, heads, h·w, D).
+        keys: (B, heads, n, D).
+        grid: (h, w) of the queries.
+    """
+    y, x = (max(1, n // 16) for n in grid)
+    asked = query.view(*query.shape[:2], *grid, -1)[:, :, y // 2 :: y, x // 2 :: x].flatten(2, 3)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = asked.float() @ keys.float().transpose(2, 3) / math.sqrt(query.shape[-1])
+        drawn: Tensor = logits.softmax(-1).mean(dim=(1, 2))
+    return drawn
 
 
 Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -1,0 +1,200 @@
+"""Fewer tokens and smaller memories through wrap(): counted as attended to, undone, in every kind of session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_predictor
+from sessions import SESSIONS, assert_equal, run
+from test_attention_host import official
+
+import sam2_keyframe as sk
+from sam2_keyframe.attention import Foveated, Pool, SalientTokens, Whole
+from sam2_keyframe.compression import PCA, Chain, Downsample, Int8
+from sam2_keyframe.patches import attention as patch
+from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.plugin import ATTRIBUTE
+
+PACKED: dict[str, Any] = {
+    "gate": sk.Always(), "keep": sk.EveryNth(2), "compressor": Chain(PCA(0.25), Int8()),
+    "capacity": 3, "minor": 2, "minor_compressor": Downsample(2),
+}  # fmt: skip
+"""Keyframes that do not depend on the masks."""
+FEWER = [
+    Pool(2),
+    Pool(4, conditioning=True),
+    Foveated(0.25, 4),
+    Foveated(0.2, 2, conditioning=True),
+    SalientTokens(0.1),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make_predictor()
+
+
+def bank_of(state: Any, obj_idx: int = 0) -> Any:
+    return state["output_dict_per_obj"][obj_idx][KEY]
+
+
+@pytest.mark.parametrize("scheme", FEWER, ids=repr)
+@pytest.mark.parametrize("session", ["two_objects", "several_prompts"])
+def test_statistics_count_the_keys_that_attention_gets(
+    scheme: Any, session: str, model: Any, clip_folder: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, real = [], patch.attend
+    monkeypatch.setattr(
+        patch, "attend", lambda q, groups: keys.append(sum(k.shape[2] for _, k, _ in groups)) or real(q, groups)
+    )
+    with sk.wrap(model, "keyframe", attend=scheme, **PACKED):
+        seen, _, states = run(model, session, clip_folder, clip)
+    layers = len(model.memory_attention.layers)
+    reads = [set(keys[i : i + layers]) for i in range(0, len(keys), layers)]
+    assert all(len(read) == 1 for read in reads)
+    stats = sk.memory_stats(states[0])
+    rows = sorted((row.frame_idx, obj_id, row) for obj_id, each in stats.items() for row in each.rows)
+    assert [row.memory.tokens for _, _, row in rows] == [read.pop() for read in reads]
+    full = [row for _, _, row in rows if len(row.attended) >= 6]
+    assert all(row.memory.tokens < row.stock.tokens for row in full)
+    assert full
+    assert all(masks.isfinite().all() for *_, masks in seen)
+
+
+@pytest.mark.parametrize("codec", [Int8(), PCA(0.25), Chain(PCA(0.25), Int8()), Downsample(2), sk.Offload()], ids=repr)
+def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, clip_folder: Any, clip: Any) -> None:
+    rows, saved = {}, []
+    for compressor in (sk.Identity(), codec):
+        with sk.wrap(model, "keyframe", **PACKED | {"compressor": compressor, "minor": 0}):
+            state = model.init_state(str(clip_folder))
+            model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+            for _ in model.propagate_in_video(state):
+                bank = bank_of(state)
+                whole = bank.blank.shape[1] * 8 * 8 * 2 if bank.blank is not None else 0
+                if compressor == codec:
+                    saved.append(sum(whole - payload.nbytes for _, payload in bank.payloads.values()))
+                    assert len(bank.payloads) <= 3
+        rows[compressor] = sk.memory_stats(state)[1].rows
+    plain, packed = rows[sk.Identity()], rows[codec]
+    assert [row.attended for row in plain] == [row.attended for row in packed]
+    assert [a.memory.nbytes - b.memory.nbytes for a, b in zip(plain, packed, strict=True)] == saved[1:]
+    assert (max(saved) > 0) == (codec != sk.Offload())
+
+
+def test_minor_frames_are_held_compressed_and_attended_to(model: Any, clip_folder: Any, clip: Any) -> None:
+    with sk.wrap(model, "keyframe", **PACKED):
+        state = run(model, "forward", clip_folder, clip)[2][0]
+        held = dict(bank_of(state).payloads)
+    codecs = {codec for codec, _ in held.values()}
+    assert codecs == {PACKED["compressor"], PACKED["minor_compressor"]}
+    assert set(held) <= set(sk.memory_stats(state)[1].rows[-1].attended) | {min(held)}
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_folder: Any, clip: Any) -> None:
+    scheme = SalientTokens(0.1) if session in ("correction", "both_ways", "offloaded_state") else Pool(2)
+
+    def bounded(part: int) -> None:
+        for bank in handle._patch.banks:
+            assert len(bank.payloads) <= 5 + len(bank.selection.corrected)
+
+    with sk.wrap(model, "keyframe", attend=scheme, **PACKED) as handle:
+        seen, _, states = run(model, session, clip_folder, clip, bounded)
+    assert all(masks.isfinite().all() for *_, masks in seen)
+    assert sum(stats.keyframes for state in states for stats in sk.memory_stats(state).values()) > 2
+
+
+def test_unwrap_restores_what_was_compressed(clip_folder: Any, clip: Any) -> None:
+    model = make_predictor()
+    handle = sk.wrap(model, "keyframe", attend=Pool(2), **PACKED)
+    state = run(model, "forward", clip_folder, clip)[2][0]
+    bank = bank_of(state)
+    stored = {t: codec.restore(payload) for t, (codec, payload) in bank.payloads.items()}
+    tracked = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
+    assert len(stored) >= 4
+    assert all(tracked[t]["maskmem_features"].shape[2] == 0 for t in stored)
+    handle.unwrap()
+    for t, features in stored.items():
+        assert torch.equal(tracked[t]["maskmem_features"], features)
+        assert tracked[t]["maskmem_pos_enc"][-1].shape[-2:] == (8, 8)
+    masks = [m.clone() for _, _, m in model.propagate_in_video(state, start_frame_idx=14, max_frame_num_to_track=4)]
+    assert all(m.isfinite().all() for m in masks)
+    assert masks[1].std() > 0
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("session", ["two_objects", "several_prompts", "correction", "both_ways"])
+def test_every_memory_whole_by_the_per_key_path_is_stock(
+    session: str, autocast: bool, clip_folder: Any, clip: Any
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        unwrapped = run(make_predictor(), session, clip_folder, clip)
+        model = make_predictor()
+        handle = sk.wrap(model, "stock", attend=Pool(2))  # puts the hook in place
+        pooled = run(model, session, clip_folder, clip)
+        hook: AttentionHook = handle._patch._attention
+        before = hook.calls
+        handle._patch.method = sk.make_method("stock", attend=Whole())
+        ours = run(model, session, clip_folder, clip)
+    tracked = sum(stats.frames for state in ours[2] for stats in sk.memory_stats(state).values())
+    assert hook.calls - before >= tracked * len(model.memory_attention.layers) > 0
+    assert_equal(ours, unwrapped)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_equal(pooled, unwrapped)
+
+
+def test_all_salient_tokens_are_all_tokens(model: Any, clip_folder: Any, clip: Any) -> None:
+    with sk.wrap(model, "stock", attend=SalientTokens(0.999)):
+        ours = run(model, "two_objects", clip_folder, clip)
+    assert_equal(ours, run(model, "two_objects", clip_folder, clip))
+
+
+def test_a_memory_is_read_by_its_own_salient_tokens(
+    model: Any, clip_folder: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured while a memory is the newest decides about that memory, wherever it is shown later."""
+    measured: list[torch.Tensor] = []
+    real = patch.drawn_attention
+
+    def drawn(query: Any, keys: Any, grid: Any) -> Any:
+        measured.append(keys.clone())
+        return real(query, keys, grid)
+
+    monkeypatch.setattr(patch, "drawn_attention", drawn)
+    plans: list[dict[int, torch.Tensor]] = []
+    alive = []  # so that no two memories have the same id
+    read = AttentionHook.read_layout
+
+    def layout(hook: Any, attend: Any, view: Any, selected: Any, prompts: Any, moment: Any, grid: Any) -> Any:
+        found = read(hook, attend, view, selected, prompts, moment, grid)
+        shown = patch.shown_memories(view, selected, moment)
+        alive.extend(e["maskmem_features"] for _, e in shown)
+        plans.append({id(e["maskmem_features"]): p[0].index for (_, e), p in zip(shown, found.plans, strict=True)})
+        return found
+
+    monkeypatch.setattr(AttentionHook, "read_layout", layout)
+    with sk.wrap(model, "keyframe", attend=SalientTokens(0.1), gate=sk.Always(), keep=sk.EveryNth(2)):
+        run(model, "forward", clip_folder, clip)
+    assert len(measured) == len(model.memory_attention.layers) * (len(plans) - 1)  # at first there is the prompt only
+    known: dict[int, torch.Tensor] = {}
+    for plan in plans:
+        for memory, index in plan.items():
+            if index is not None:
+                assert torch.equal(known.setdefault(memory, index), index)
+    assert len(known) > 8
+    assert len({tuple(index[0].tolist()) for index in known.values()}) > 4
+
+
+def test_a_compiled_predictor_is_refused_and_left_alone() -> None:
+    predictor = official(vos_optimized=True)
+    before = set(vars(predictor))
+    with pytest.raises(RuntimeError, match=r"attend=Whole\(\)"):
+        sk.wrap(predictor, "keyframe", attend=Pool(2))
+    assert set(vars(predictor)) == before
+    sk.wrap(predictor, "keyframe", compressor=Int8())
+    assert ATTRIBUTE in vars(predictor)
+    sk.unwrap(predictor)
+    assert set(vars(predictor)) == before
