@@ -29,8 +29,8 @@ class KeyframeMemory:
         capacity: Keyframes held besides them, at least 0. A frame enters the buffer when it leaves `recent`.
         fill: What the slots get that no keyframe holds. True: the next newest frames, as in SAM 2. False: nothing. A
             filter: the newest frame that it accepts and, before that, those it accepts on the grid of multiples of
-            `stride`; it decides about the `recent` frames too, and prompts, keyframes and fill together then are at
-            most `num_maskmem`.
+            `stride`; it decides about the `recent` frames too. Where keyframes take no slots (`temporal` "anchor" or
+            "prompt"), prompts, keyframes and fill together then are at most `num_maskmem`.
         stride: Distance in frames of what fills the slots after the newest; None: as SAM 2 is set
             (`memory_temporal_stride_for_eval`), 1 under a filter.
         gate: Is the frame trustworthy? Asked first; stays when `keep` is swept.

@@ -98,7 +98,7 @@ def dam4sam_ram() -> KeyframeMemory:
     Source: Videnovic et al. 2411.17576; jovanavidenovic/DAM4SAM (no licence; the rule was read, no code taken). There:
     forward, one object, the prompt on frame 0. Masks count at a quarter of the model's resolution here.
     """
-    return unmeasured(capacity=0, fill=SHOWN, stride=5, pointers=SHOWN)
+    return unmeasured(capacity=0, fill=SHOWN, stride=5, pointers=SHOWN, temporal="prompt")
 
 
 def dam4sam() -> KeyframeMemory:

@@ -146,9 +146,10 @@ class Selection:
         method = self.method
         held, count = self._select(moment, usable, prompts)
         if isinstance(method.fill, KeyframeFilter):
-            free = max(1, moment.slots + 1 - prompts - min(len(held), count))
+            anchored = method.temporal in ("anchor", "prompt")
+            free = moment.slots - min(len(held), count) + (1 - prompts if anchored else 0)
             newest = [idx for idx in self.window if idx not in held and usable(idx)]
-            return newest[-free:], held, count
+            return newest[-max(1, free) :], held, count
         grid = moment if method.stride is None else moment.with_stride(method.stride)
         places = [(code, grid.slot(code)) for code in range(moment.slots)]
         places = [(code, idx) for code, idx in places if usable(idx) and idx not in held]
