@@ -34,18 +34,18 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "mask IoU": Family(("scorer=MaskIoU()",), "keep=0.05,0.1,0.2,0.3,0.5,0.8"),
-    "mask shape": Family(("scorer=MaskShape()",), "keep=0.05,0.1,0.2,0.3,0.5,0.8"),
-    "SSIM": Family(("scorer=SSIM()",), "keep=0.05,0.1,0.2,0.3,0.5,0.8"),
-    "optical flow": Family(("scorer=OpticalFlow()",), "keep=0.01,0.02,0.04,0.08,0.16,0.3"),
-    "object pointer": Family(("scorer=FeatureShift()",), "keep=0.02,0.05,0.1,0.2,0.4,0.8"),
+    "mask IoU": Family(("scorer=MaskIoU()",), "keep=0.1,0.2,0.3,0.4,0.5,0.7"),
+    "mask shape": Family(("scorer=MaskShape()",), "keep=0.1,0.15,0.2,0.25,0.3,0.4"),
+    "SSIM": Family(("scorer=SSIM()",), "keep=0.1,0.2,0.3,0.35,0.4,0.5"),
+    "optical flow": Family(("scorer=OpticalFlow()",), "keep=0.005,0.01,0.02,0.03,0.05,0.08"),
+    "object pointer": Family(("scorer=FeatureShift()",), "keep=0.001,0.002,0.005,0.01,0.02,0.05"),
     "IoU + flow, sum": Family(
-        (f"scorer=Combine(({BOTH}), weights=(1.0, 4.0))",),
-        "keep=0.1,0.2,0.4,0.8,1.2,1.6",
+        (f"scorer=Combine(({BOTH}), weights=(1.0, 20.0))",),
+        "keep=0.2,0.4,0.6,0.8,1.2,1.6",
         ("mask IoU", "optical flow"),
     ),
     "IoU + flow, z": Family(
-        (f"scorer=Combine(({BOTH}), scale='z')",), "keep=0.5,1,2,3,4,6", ("mask IoU", "optical flow")
+        (f"scorer=Combine(({BOTH}), scale='z')",), "keep=0.25,0.5,1,1.5,2,3", ("mask IoU", "optical flow")
     ),
     "mask IoU, adaptive": Family(
         ("scorer=MaskIoU()",),
@@ -59,11 +59,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "optical flow, adaptive": Family(
         ("scorer=OpticalFlow()",),
-        "keep=" + ",".join(f"Adaptive(k={k}, fixed=0.04)" for k in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)),
+        "keep=" + ",".join(f"Adaptive(k={k}, fixed=0.02)" for k in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)),
         instead="optical flow",
     ),
 }
-"""Families of the grid: 6 thresholds x 3 capacities each."""
+"""Families of the grid: 6 thresholds x 3 capacities each. Thresholds were laid out by keep-rate, from most frames to
+hardly any, on one clip of deformation and one of occlusion (development); the weight of flow makes both parts count."""
 
 
 def winners(dev: Group, families: Mapping[str, Family]) -> dict[str, Result]:

@@ -156,7 +156,7 @@ def _comparisons(others: Sequence[Group], families: Families, won: Winners) -> l
 def _with_verdict(found: Difference | None) -> str:
     if found is None:
         return ""
-    shown = "better" if found.low > 0 else "worse" if found.high < 0 else "not told apart"
+    shown = "better" if round(found.low, 1) > 0 else "worse" if round(found.high, 1) < 0 else "not told apart"
     return f"{tables.interval(found)}, {shown}"
 
 

@@ -150,6 +150,6 @@ def _told_apart(group: Group) -> list[str]:
     if group.reference is None or group.results[0].metrics["videos"] < FEW:
         return []
     found = {r.label: difference(r, group.reference) for r in group.results if r is not group.reference}
-    better = [f"`{label}`" for label, gain in found.items() if gain is not None and gain.low > 0]
-    worse = [f"`{label}`" for label, gain in found.items() if gain is not None and gain.high < 0]
+    better = [f"`{label}`" for label, gain in found.items() if gain is not None and round(gain.low, 1) > 0]
+    worse = [f"`{label}`" for label, gain in found.items() if gain is not None and round(gain.high, 1) < 0]
     return [f"Interval above 0: {', '.join(better) or 'none'}. Below 0: {', '.join(worse) or 'none'}."]
