@@ -14,9 +14,11 @@ from sam2_keyframe.attention import (
     ATTEND,
     Foveated,
     Pool,
+    SalientTokens,
     TokenLayout,
     Whole,
     attend,
+    drawn_attention,
     rotary_phases,
     rotate,
     scheme_for,
@@ -184,6 +186,35 @@ def test_tokens_of_the_named_schemes_at_1024_px():
     assert tokens(Foveated(0.05, 4)) == 13 * 16 + (256 - 13)
 
 
+def test_salient_tokens_are_those_that_drew_most():
+    drawn = torch.zeros(2, GRID[0] * GRID[1])
+    drawn[0, [5, 90, 17, 3]], drawn[1, [0, 1, 2, 95]] = 1.0, 2.0
+    (part,) = SalientTokens(4 / 96).plan(GRID, drawn=drawn)
+    assert part.index.tolist() == [[3, 5, 17, 90], [0, 1, 2, 95]]
+    assert SalientTokens(1e-6).plan(GRID, drawn=drawn)[0].index.shape == (2, 1)
+    assert SalientTokens().plan(GRID)[0].index is None  # never measured: whole
+
+
+@pytest.mark.parametrize("grid", [(8, 12), (32, 48)])
+def test_what_a_token_draws_is_its_share_of_the_softmax_over_the_memory(grid):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 3, grid[0] * grid[1], 8), torch.randn(2, 3, 20, 8)
+    steps = grid[0] // min(grid[0], 16), grid[1] // min(grid[1], 16)
+    asked = [
+        y * grid[1] + x
+        for y in range(steps[0] // 2, grid[0], steps[0])
+        for x in range(steps[1] // 2, grid[1], steps[1])
+    ]
+    shares = (q.double()[:, :, asked] @ k.double().transpose(2, 3) / math.sqrt(8)).softmax(-1)
+    drawn = drawn_attention(q, k, grid)
+    torch.testing.assert_close(drawn.double(), shares.mean((1, 2)), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(drawn.sum(1), torch.ones(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(drawn_attention(q, k, grid), drawn)
+    with FakeTensorMode():
+        assert drawn_attention(torch.empty(1, 1, 96, 8), torch.empty(1, 1, 96, 8), GRID).shape == (1, 96)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 def test_no_host_reads(scheme):
     """A fake tensor has no values to read."""
@@ -206,6 +237,7 @@ def test_which_memories_stay_whole():
     assert scheme_for(both, conditioning=True, newest=False) == both
     assert scheme_for(both, conditioning=True, newest=True) == Whole()
     assert scheme_for(Whole(), conditioning=True, newest=False) == Whole()
+    assert scheme_for(SalientTokens(), conditioning=True, newest=False) == Whole()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
@@ -215,7 +247,7 @@ def test_repr_rebuilds(scheme):
 
 def test_registry():
     assert ATTEND["pool"](size=4) == Pool(4)
-    assert set(ATTEND) == {"whole", "pool", "foveated"}
+    assert set(ATTEND) == {"whole", "pool", "foveated", "salient"}
 
 
 @pytest.mark.parametrize(
@@ -227,6 +259,7 @@ def test_registry():
         (lambda: Pool(5).plan(GRID), "8x12"),
         (lambda: Pool(8).plan((8, 8)), "8x8"),
         (lambda: Foveated().plan((16, 16)), "pred_masks"),
+        (lambda: SalientTokens(1.0), r"share=1\.0"),
     ],
 )
 def test_wrong_settings_are_named(make, names):

@@ -5,8 +5,9 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sam2_keyframe.attention import Foveated, Pool, TokenLayout, Whole
+from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole
 from sam2_keyframe.patches import attention as patch
 from sam2_keyframe.patches.attention import AttentionHook, shown_memories
 from sam2_keyframe.types import Moment
@@ -140,6 +141,28 @@ def test_kernels_and_bias_mask_agree_through_the_host(scheme, batch, monkeypatch
     with hook.layout(schemes):
         masked = host.memory_attention(**given)
     torch.testing.assert_close(fused, masked, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scheme", [Whole(), Pool(2), Foveated(0.3, 2), SalientTokens(0.1)], ids=repr)
+def test_no_host_reads_in_all_layers(scheme):
+    """A fake tensor has no values to read; what was read is planned, measured and attended to without any."""
+    host = memory_attention()
+    host.device = torch.device("cpu")
+    hook = AttentionHook(host)
+    hook.install()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        given = inputs(3, 8)
+        entries = {
+            t: {"maskmem_features": torch.empty(1, 64, *GRID), "pred_masks": torch.empty(1, 1, 32, 32)}
+            | {"object_score_logits": torch.empty(1, 1)}
+            for t in (0, 7, 8)
+        }
+        view = {"cond_frame_outputs": {0: entries[0]}, "non_cond_frame_outputs": {t: entries[t] for t in (7, 8)}}
+        for _ in range(2):
+            with hook.layout(hook.read_layout(scheme, view, [0], {0}, Moment(9, False, 6, 15), GRID)):
+                out = host.memory_attention(**given)
+        assert out.shape == (64, 1, 256)
+    assert hook.calls == 8
 
 
 def test_undo_is_exact():
