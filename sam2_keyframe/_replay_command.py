@@ -56,7 +56,7 @@ def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
         _write_table(folder / "timeline.csv", result.timeline())
         (folder / "summary.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
         if any(each.rows for each in result.stats.values()):
-            title = f"method: {options.method}, replayed with the masks held fixed"
+            title = f"{options.method} replayed, masks held fixed"
             write_png(folder / "timeline.png", viz.timeline(result.stats, keep=method.keep, title=title))
     frames = sum(each.frames for each in result.stats.values())
     say(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,16 @@ def test_occupancy_is_counted_for_the_official_models() -> None:
     small = replay(None, masks, "window", attend=Pool(2), geometry=Geometry(memory_side=32)).stats[1].last
     assert small.memory.tokens == 2 * 1024 + 5 * 256 + 16 * 4
     assert small.memory.nbytes == small.window.nbytes
+
+
+def test_a_hundred_frames_take_seconds() -> None:
+    masks = np.zeros((100, 480, 854), bool)
+    for t in range(100):
+        masks[t, 100:300, 100 + 5 * t : 300 + 5 * t] = True
+    start = time.perf_counter()
+    result = replay(None, masks)
+    assert time.perf_counter() - start < 10, "0.5 s on an idle core, most of it for making the masks smaller"
+    assert 5 < len(result.keyframes[1]) < 50
 
 
 @settings(max_examples=25)
