@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sam2_keyframe.types import Moment
 
@@ -125,8 +127,8 @@ class Recording:
         """Ids of the objects, in the order in which they appeared."""
         return list(dict.fromkeys(step.obj_id for step in self.steps))
 
-    def descriptors(self, obj_id: Any, key: str = "object/image") -> tuple[list[int], NDArray[np.float32]]:
-        """Return the frames on which an object was described, and its (n, C) float32 descriptors there.
+    def descriptors(self, obj_id: Any, key: str = "object/image") -> tuple[list[int], Tensor]:
+        """Return the frames on which an object was described, and its (n, C) float32 descriptors for `choose_frames`.
 
         Args:
             obj_id: The object.
@@ -139,7 +141,7 @@ class Recording:
         if not found:
             raise ValueError(f"no {key!r} of object {obj_id!r} is in this recording; its objects are {self.obj_ids}")
         frames = sorted(found)
-        return frames, np.stack([found[frame_idx] for frame_idx in frames])
+        return frames, torch.from_numpy(np.stack([found[frame_idx] for frame_idx in frames]))
 
     def save(self, path: str | Path) -> None:
         """Write a `.npz` file; object ids become whole numbers or text.

@@ -88,6 +88,7 @@ class Replay:
 def replay(
     frames: Any,
     masks: Any,
+    /,
     method: str | KeyframeMemory = "keyframe",
     *,
     prompts: Mapping[Any, Sequence[int]] | None = None,
