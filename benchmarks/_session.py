@@ -126,22 +126,27 @@ class Run:
     def _bounded(self) -> bool:
         return self.wrapped and self.method not in (None, "stock")
 
-    def _room(self) -> int:
+    def _room(self, state: Any, obj_idx: int) -> int:
         """Return how many spatial memories the method has room for, besides conditioning frames."""
         method, slots = self.handle.method, self.predictor.num_maskmem - 1
         reach = (slots - 1) * self.predictor.memory_temporal_stride_for_eval + 1  # free slots go to the frames in there
-        return max(method.recent + method.capacity, reach if method.fill else 0)
+        room = max(method.recent + method.capacity, reach if method.fill else 0)
+        if method.protect_corrections:  # tracked frames that the user touched
+            touched = {*state["point_inputs_per_obj"][obj_idx], *state["mask_inputs_per_obj"][obj_idx]}
+            room += len(touched - state["output_dict_per_obj"][obj_idx]["cond_frame_outputs"].keys())
+        return room
 
     def _check_held(self, state: Any, frame_idx: int) -> None:
         """Count each object's memories in SAM 2's own dict, where it was just tracked."""
         for obj_id, stats in sk.memory_stats(state).items():
-            outputs = state["output_dict_per_obj"][state["obj_id_to_idx"][obj_id]]
+            obj_idx = state["obj_id_to_idx"][obj_id]
+            outputs, room = state["output_dict_per_obj"][obj_idx], self._room(state, obj_idx)
             if stats.last is None or stats.last.frame_idx != frame_idx or frame_idx in outputs["cond_frame_outputs"]:
                 continue
             stored = outputs["non_cond_frame_outputs"].values()
             held = sum(entry["maskmem_features"].numel() > 0 for entry in stored)
-            if held > self._room():
-                raise Differs(f"object {obj_id} holds {held} memories on frame {frame_idx}, room for {self._room()}")
+            if held > room:
+                raise Differs(f"object {obj_id} holds {held} memories on frame {frame_idx}, with room for {room}")
 
     def check_attended(self, module: Any, args: Any, given: Mapping[str, Any]) -> None:
         """Count the memories that memory attention is given; a hook of it."""
@@ -149,10 +154,13 @@ class Run:
             return
         grid = given["curr"][0].shape[0] if isinstance(given["curr"], list) else given["curr"].shape[0]
         spatial = (given["memory"].shape[0] - given["num_obj_ptr_tokens"]) / grid
-        dicts = [outputs for state in self.states.values() for outputs in state["output_dict_per_obj"].values()]
-        prompts = max(len(outputs["cond_frame_outputs"]) for outputs in dicts)
-        if spatial > prompts + self._room():
-            raise Differs(f"{spatial} memories attended to, {prompts} prompted frames, room for {self._room()}")
+        most = max(
+            len(outputs["cond_frame_outputs"]) + self._room(state, obj_idx)
+            for state in self.states.values()
+            for obj_idx, outputs in state["output_dict_per_obj"].items()
+        )
+        if spatial > most:
+            raise Differs(f"{spatial:g} memories attended to, with {most} prompted frames and places at most")
 
     def stored(self) -> dict[tuple[Any, ...], Tensor]:
         """Return every tensor that SAM 2 stores, by video, object, kind, frame and name."""
