@@ -14,6 +14,7 @@ import sam2_keyframe as sk
 from sam2_keyframe.attention import Pool
 from sam2_keyframe.buffer import LeastSignificant, LeastUsed, MostRedundant
 from sam2_keyframe.compression import PCA
+from sam2_keyframe.kalman import Kalman
 from sam2_keyframe.replay import Recording, record, replay
 from sam2_keyframe.retrieval import DropRedundant, Reconstruct
 from sam2_keyframe.scorers import (
@@ -199,10 +200,22 @@ def test_what_was_saved_plays_as_what_was_recorded(predictor: Any, clip: Any, tm
     assert vectors.shape == (FRAMES, recording.geometry.pointer_dim)
 
 
-def test_the_recorded_iou_is_that_of_the_mask_chosen_by_motion(predictor: Any, clip: Any) -> None:
-    stats, recording = live(predictor, clip, sk.make_method("samurai", kalman=True))
+def test_the_recorded_iou_is_that_of_the_mask_chosen_by_motion(clip: Any) -> None:
+    predictor, best = make_predictor(), []
+    predictor.sam_mask_decoder.register_forward_hook(lambda *call: best.append(call[2][1].max().item()), prepend=True)
+    method = sk.make_method("samurai", choice=Kalman(weight=1.0, stable=1, floor=0.0))
+    stats, recording = live(predictor, clip, method)
     recorded = {step.frame_idx: step.scores["predicted_iou"] for step in recording.steps}
-    assert [recorded[row.frame_idx] for row in stats[1].rows] == [row.scores["predicted_iou"] for row in stats[1].rows]
+    chosen = [recorded[row.frame_idx] for row in stats[1].rows]
+    assert chosen == [row.scores["predicted_iou"] for row in stats[1].rows]
+    assert chosen != best[-len(chosen) :], "motion never chose another mask than the best rated, so nothing was tested"
+
+
+def test_a_tracked_frame_becomes_a_prompted_one(clip: Any) -> None:
+    predictor = make_predictor(add_all_frames_to_correct_as_cond=True)
+    for name in ("keyframe", "stock", "ranked"):
+        stats, recording = live(predictor, clip, METHODS[name], "corrected")
+        assert_same(replay(clip.frames, recording, METHODS[name]), stats)
 
 
 def test_recording_changes_nothing_and_leaves_nothing(clip: Any) -> None:
