@@ -103,7 +103,7 @@ def track(
         with (
             closing(Table(folder / TABLE, names)) as table,
             closing(Video(folder / "overlay.mp4", source.fps or FPS)) as video,
-            wrap(predictor, method),
+            wrap(predictor, method, keep_masks=False),  # masks are written as they come, and no frame is gone back to
             record(predictor, state) as recording,
             _interrupts() as interrupted,
         ):

@@ -26,11 +26,16 @@ from sam2_keyframe import (
     MaskIoU,
     MinGap,
     Threshold,
+    _track,
     cli,
+    init_state,
+    viz,
+    wrap,
 )
 from sam2_keyframe import _models as models
 from sam2_keyframe import _options as options
 from sam2_keyframe._track import OUTPUTS
+from sam2_keyframe.video import FrameSource
 
 
 @pytest.fixture
@@ -94,6 +99,27 @@ def test_the_same_masks_as_sam2_alone_under_stock(folder: Path, mask: Path, clip
             alone[best.numpy() > 0] = np.array(ids)[index.numpy()][best.numpy() > 0]
             with Image.open(out / "masks" / f"{t:05d}.png") as image:
                 assert (np.asarray(image) == alone).all()
+
+
+@pytest.mark.parametrize("method", ["keyframe", "window", "samurai"])
+def test_masks_of_past_frames_are_not_held_and_not_missed(
+    method: str, film: Path, mask: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With prompts that come later, too: the masks are those of a run that keeps all its masks."""
+    states: list[Any] = []
+    monkeypatch.setattr(_track, "init_state", lambda *args: states.append(init_state(*args)) or states[-1])
+    later = {"--box": "1@14:20,20,90,90", "--point": "3@15:60,60"}
+    given = [word for pair in later.items() for word in pair]
+    assert track(film, out, "--mask", mask, *given, "--method", method, "--frames", 30) == 0
+    predictor, _ = models.load_model("micro", "cpu", image_size=64)
+    prompts = options.parse_prompts([str(mask)], [later["--box"]], [later["--point"]], frames=30, size=(128, 128))
+    with FrameSource(film, num_frames=30) as source, wrap(predictor, method, keep_masks=True):
+        for t, _, obj_ids, logits in _track.sweep(predictor, _track.new_state(predictor, source), source, prompts):
+            with Image.open(out / "masks" / f"{t:05d}.png") as image:
+                assert np.array_equal(np.asarray(image), viz.label_map(obj_ids, logits)), t
+    held, kept = ([each["non_cond_frame_outputs"] for each in s["output_dict_per_obj"].values()] for s in states)
+    assert [len(each) for each in kept] == [28, 29, 14]
+    assert [len(each) < 21 for each in held] == [True] * 3
 
 
 def test_a_film_with_boxes_and_points_on_several_frames(film: Path, out: Path) -> None:
