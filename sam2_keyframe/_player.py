@@ -151,7 +151,9 @@ class Player:
     def play(self) -> dict[Any, Thing]:
         """Return what became of each object."""
         for step in self.recording.steps:
-            thing = self.objects.setdefault(step.obj_id, Thing(self.method))
+            if step.obj_id not in self.objects:
+                self.objects[step.obj_id] = Thing(self.method)
+            thing = self.objects[step.obj_id]
             if step.kind in (Kind.FORWARD, Kind.REVERSE):
                 self._track(thing, step)
             else:
