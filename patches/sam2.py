@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2_keyframe._store import Entry
 from sam2_keyframe.attention import Whole
-from sam2_keyframe.bank import Entry, MemoryBank
+from sam2_keyframe.bank import MemoryBank
 from sam2_keyframe.kalman import Track
 from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook
@@ -117,7 +118,7 @@ class Sam2Patch:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
         self._wrapping.undo()
         for bank in self.banks:
-            bank.release(self.predictor.device)
+            bank.store.release(self.predictor.device)
 
     def _supply_clearing(self) -> None:
         """Supply the method that `clear_non_cond_mem_around_input` calls and SAM 2 does not have (its issue 571)."""

@@ -1,14 +1,13 @@
 """The memory bank of one object: SAM 2's stored frames, what of them is attended to, and what leaves.
 
-The host's dict is the truth. The bank mirrors those of its entries that still hold a spatial memory or a pointer on
-the device, checks them against the host before every read, and lets go in place what the method does not retain.
+`Selection` decides on records, `Store` holds what SAM 2 stores; the bank carries frames between them and SAM 2. It
+checks the store against the host before every read, and lets go what the method does not retain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +15,12 @@ from torch import Tensor
 from sam2_keyframe._codes import assign_codes
 from sam2_keyframe._consolidated import LongTerm
 from sam2_keyframe._pending import Pending
-from sam2_keyframe.compression import Identity
+from sam2_keyframe._store import Entry, Store
 from sam2_keyframe.kalman import Track
 from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.selection import Selection
 from sam2_keyframe.stats import FrameStats, MemoryStats, Occupancy, baselines, entry_nbytes, has_memory
-from sam2_keyframe.types import Compressor, Held, Memory, Moment, Payload, Reference, TrackedFrame
-
-Entry = MutableMapping[str, Any]
-"""SAM 2's stored output of one frame."""
+from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
 
 
 class MemoryBank:
@@ -41,21 +37,15 @@ class MemoryBank:
         self.owner = owner
         self.non_cond = non_cond
         self.selection = Selection(method)
+        self.store = Store(non_cond, method.retain == "all", method.keep_masks)
         self.stats = MemoryStats()
-        self.entries: dict[int, Entry] = {idx: entry for idx, entry in non_cond.items() if has_memory(entry)}
-        self.payloads: dict[int, tuple[Compressor, Payload]] = {}  # compressed memories; their entries hold no tokens
-        self.latest: dict[Compressor, Payload] = {}  # the newest payload of each codec
         self.track = None if method.choice is None else Track(method.choice)
         self.long_term = LongTerm(method.consolidate)
-        self.encoding: Any = None  # the position encoding, which all memories share
         self.fresh: int | None = None  # the frame just tracked, which the host stores when we return
         self.pending: Pending | None = None
         self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
-        self.leaving: list[tuple[Entry, Tensor]] = []  # mask logits on their way to the CPU
-        self.moved: set[int] = set()  # entries whose mask logits left the device
         self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
         self.evicted: list[int] = []
-        self.blank: Tensor | None = None
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -91,19 +81,13 @@ class MemoryBank:
     def reconcile(self, cond: Mapping[int, Entry]) -> None:
         """Follow the host: an entry it replaced is new, one it prompted or dropped is forgotten."""
         self.fresh = None
-        for frame_idx, entry in list(self.entries.items()):
-            stored = self.non_cond.get(frame_idx)
-            if stored is entry:
-                continue
+        for frame_idx in self.store.replaced():
             self._forget(frame_idx)
-            del self.entries[frame_idx]
-            if stored is not None and has_memory(stored):
-                self.entries[frame_idx] = stored
         prompts = self.selection.prompts
         self.selection.prompts = {idx: reference for idx, reference in prompts.items() if idx in cond}
 
     def _choose(self, moment: Moment, prompts: int, image_embed: Tensor | None) -> list[Memory]:
-        newest, held, count = self.selection.choose(moment, self.usable, prompts)
+        newest, held, count = self.selection.choose(moment, self.store.usable, prompts)
         temporal = self.method.temporal
         merged = [Memory(None, entry, moment.slots) for entry in self.long_term.entries]
         self.retrieved = None
@@ -113,8 +97,8 @@ class MemoryBank:
             held = held[:count]
         grid = moment if self.method.stride is None else moment.with_stride(self.method.stride)
         code = assign_codes(temporal, newest, held, grid)
-        memories = [Memory(idx, self._entry(idx), code[idx]) for idx in newest]
-        memories += [Memory(idx, self._entry(idx), code[idx], temporal == "prompt") for idx in held]
+        memories = [Memory(idx, self.store.entry(idx), code[idx]) for idx in newest]
+        memories += [Memory(idx, self.store.entry(idx), code[idx], temporal == "prompt") for idx in held]
         return memories + merged
 
     def _retrieve(
@@ -126,49 +110,26 @@ class MemoryBank:
         relevance: Tensor = self.method.select.relevance(image_embed, references)  # type: ignore[attr-defined]
         chosen = relevance.topk(count).indices.sort().values
         self.retrieved = held, chosen
-        entries = [self._entry(idx) for idx in held]
+        entries = [self.store.entry(idx) for idx in held]
         device = image_embed.device
         gathered = torch.cat([e["maskmem_features"].to(device) for e in entries]).index_select(0, chosen)
         codes = assign_codes(self.method.temporal, newest, held[:count], moment)
-        memories = [Memory(idx, self._entry(idx), codes[idx]) for idx in newest]
+        memories = [Memory(idx, self.store.entry(idx), codes[idx]) for idx in newest]
         for place, entry, features in zip(held[:count], entries, gathered.tensor_split(count), strict=False):
             memories.append(Memory(None, {**entry, "maskmem_features": features}, codes[place]))
         return memories
 
-    def usable(self, frame_idx: int) -> bool:
-        """Return whether a frame's spatial memory is at hand."""
-        if frame_idx in self.payloads:
-            return True
-        entry = self._stored(frame_idx)
-        return entry is not None and has_memory(entry)
-
-    def _stored(self, frame_idx: int) -> Entry | None:
-        entry = self.entries.get(frame_idx)
-        if entry is None and self.method.retain == "all":  # the mirror leaves out what is far off, the host does not
-            return self.non_cond.get(frame_idx)
-        return entry
-
-    def _entry(self, frame_idx: int) -> Mapping[str, Any]:
-        """Return a usable frame's entry with its spatial memory, restored where it is compressed."""
-        entry = self._stored(frame_idx)
-        if entry is None:
-            raise RuntimeError(f"frame {frame_idx} is not stored; this is a fault of sam2_keyframe, please report it")
-        if frame_idx not in self.payloads:
-            return entry
-        codec, payload = self.payloads[frame_idx]
-        return {**entry, "maskmem_features": codec.restore(payload), "maskmem_pos_enc": self.encoding}
-
     def _held(self, cond: Mapping[int, Entry], moment: Moment) -> list[Held]:
         """Return the prompted frames and the frames held, which a frame just tracked is related to."""
-        selection, device = self.selection, self.entries[moment.frame_idx]["obj_ptr"].device
+        selection, device = self.selection, self.store.entries[moment.frame_idx]["obj_ptr"].device
 
         def features(frame_idx: int) -> Tensor:
-            entry = cond[frame_idx] if frame_idx in cond else self._entry(frame_idx)
+            entry = cond[frame_idx] if frame_idx in cond else self.store.entry(frame_idx)
             tensor: Tensor = entry["maskmem_features"]
             return tensor.to(device)
 
         known = {**selection.prompts, **selection.references}
-        frames = [*cond, *(idx for idx in selection.held() if self.usable(idx) and idx != moment.frame_idx)]
+        frames = [*cond, *(idx for idx in selection.held() if self.store.usable(idx) and idx != moment.frame_idx)]
         past = filter(moment.past, frames)
         return [Held(idx, partial(features, idx), known.get(idx)) for idx in past]
 
@@ -176,7 +137,7 @@ class MemoryBank:
 
     def protected(self, frame_idx: int) -> Entry | None:
         """Return a corrected frame's entry that is not to be tracked over again, or None."""
-        entry = self.entries.get(frame_idx)
+        entry = self.store.entries.get(frame_idx)
         corrected = frame_idx in self.selection.corrected and self.non_cond.get(frame_idx) is entry
         return entry if corrected and entry is not None and has_memory(entry) else None
 
@@ -184,8 +145,8 @@ class MemoryBank:
         """Take in a tracked frame; its scores go to the host without waiting for them."""
         frame_idx = moment.frame_idx
         self._forget(frame_idx)
-        self.entries[frame_idx], self.fresh = entry, frame_idx
-        self.encoding = entry["maskmem_pos_enc"]
+        self.store.put(frame_idx, entry)
+        self.fresh = frame_idx
         held = [] if frame is None or self.method.relation is None else self._held(cond, moment)
         self.pending = self.selection.send(frame, moment, cond, held, self.retrieved)
 
@@ -212,7 +173,7 @@ class MemoryBank:
         if self.track is not None:
             self.track.reset()
         self._forget(frame_idx)
-        self.entries.pop(frame_idx, None)
+        self.store.forget(frame_idx)
         reference = None
         if frame is not None and self.method.observes:
             self.selection.measure(frame)
@@ -221,7 +182,7 @@ class MemoryBank:
             if reference is not None:
                 self.selection.prompts[frame_idx] = reference
             return
-        self.entries[frame_idx] = entry
+        self.store.put(frame_idx, entry)
         if frame is not None and (self.method.capacity or self.method.protect_corrections):
             self.stats.keyframes += 1
             self.selection.correct(frame_idx, reference)
@@ -230,30 +191,19 @@ class MemoryBank:
         """Compress the frames that entered a buffer, consolidate and forget those that left it."""
         entered, gone = self.selection.age(moment)
         for record in gone:
-            if self.method.consolidate and self.usable(record.frame_idx):
-                self.long_term.add(self._entry(record.frame_idx), record.usage)
+            if self.method.consolidate and self.store.usable(record.frame_idx):
+                self.long_term.add(self.store.entry(record.frame_idx), record.usage)
             self.evicted.append(record.frame_idx)
             self.stats.evicted += 1
         held = set(self.selection.held())
         for frame_idx, minor in entered:
-            codec = self.method.minor_compressor if minor else self.method.compressor
-            if frame_idx in held and frame_idx not in self.payloads and codec != Identity() and self.usable(frame_idx):
-                self._compress(frame_idx, codec)
-        for frame_idx in self.payloads.keys() - held:
-            del self.payloads[frame_idx]
-
-    def _compress(self, frame_idx: int, codec: Compressor) -> None:
-        entry = self.entries[frame_idx]
-        payload = codec.compress(entry["maskmem_features"], self.latest.get(codec))
-        self.payloads[frame_idx] = codec, payload
-        self.latest[codec] = payload
-        self.encoding = entry["maskmem_pos_enc"]
-        self._drop_memory(entry)
+            if frame_idx in held:
+                self.store.compress(frame_idx, self.method.minor_compressor if minor else self.method.compressor)
+        for frame_idx in self.store.payloads.keys() - held:
+            del self.store.payloads[frame_idx]
 
     def _forget(self, frame_idx: int) -> None:
         self.selection.forget(frame_idx)
-        self.payloads.pop(frame_idx, None)
-        self.moved.discard(frame_idx)
         if self.pending is not None and self.pending.frame_idx == frame_idx:
             self.pending = None
 
@@ -261,78 +211,32 @@ class MemoryBank:
 
     def trim(self, moment: Moment) -> None:
         """Let go what the frame at `moment`, the next one, will neither read nor hold."""
-        self._land()
+        self.store.land()
         self._age(moment)
-        newest, chosen, _ = self.selection.choose(moment, self.usable, prompts=0)
+        newest, chosen, _ = self.selection.choose(moment, self.store.usable, prompts=0)
         wanted = {*newest, *chosen, *self.selection.held(), *self.selection.window}
         wanted |= set() if self.fresh is None else {self.fresh}
         stride = self.method.stride or moment.stride
         if stride > 1 and self.method.fill is True:
             reach = moment.with_stride(stride).reach
-            wanted |= {idx for idx in self.entries if idx % stride == 0 and 0 < moment.distance(idx) <= reach}
+            wanted |= {idx for idx in self.store.entries if idx % stride == 0 and 0 < moment.distance(idx) <= reach}
         trusted = set(self.selection.trusted)
-        for frame_idx, entry in list(self.entries.items()):
+        for frame_idx, entry in list(self.store.entries.items()):
             distance = moment.distance(frame_idx)
             near = 0 < distance <= moment.pointers or frame_idx in trusted
             if self.method.retain == "all":
                 if frame_idx not in wanted and not near:
-                    del self.entries[frame_idx]
+                    del self.store.entries[frame_idx]
                 continue
             if not 0 < distance <= moment.reach:
-                self._move_masks(frame_idx, entry)
+                self.store.move_masks(frame_idx, entry)
             if frame_idx in wanted:
                 continue
             if has_memory(entry):
-                self._drop_memory(entry)
+                self.store.drop_memory(entry)
             if not near:
-                self._drop_entry(frame_idx, entry)
+                self.store.drop_entry(frame_idx, entry)
         self.selection.trim(moment)
-
-    def _drop_memory(self, entry: Entry) -> None:
-        """Leave zero tokens in place of a spatial memory, so that SAM 2 can still read the entry."""
-        features = entry["maskmem_features"]
-        if self.blank is None or self.blank.dtype != features.dtype:
-            self.blank = features.new_empty((*features.shape[:2], 0, features.shape[3]))
-        entry["maskmem_features"] = self.blank
-        entry["maskmem_pos_enc"] = [self.blank]
-
-    def _move_masks(self, frame_idx: int, entry: Entry) -> None:
-        masks = entry["pred_masks"]
-        if frame_idx in self.moved:
-            return
-        self.moved.add(frame_idx)
-        if masks.device.type != "cpu":
-            # The copy does not wait, so the entry takes it over one frame later.
-            self.leaving.append((entry, masks.to("cpu", non_blocking=True)))
-
-    def _land(self) -> None:
-        """Let the entries take over the mask logits that have reached the CPU."""
-        for entry, masks in self.leaving:
-            entry["pred_masks"] = masks
-        self.leaving.clear()
-
-    def _drop_entry(self, frame_idx: int, entry: Entry) -> None:
-        del self.entries[frame_idx]
-        self.moved.discard(frame_idx)
-        if not self.method.keep_masks:
-            if self.non_cond.get(frame_idx) is entry:
-                del self.non_cond[frame_idx]
-            return
-        for key in ("obj_ptr", "object_score_logits"):
-            entry[key] = entry[key].to("cpu", non_blocking=True)
-
-    def release(self, device: torch.device) -> None:
-        """Give SAM 2 what it can read by itself: memories restored, pointers of past frames back on the device."""
-        self._land()
-        for frame_idx in list(self.payloads):
-            entry = self.entries[frame_idx]
-            restored = self._entry(frame_idx)
-            entry["maskmem_features"], entry["maskmem_pos_enc"] = restored["maskmem_features"], self.encoding
-            del self.payloads[frame_idx]
-        for entry in self.non_cond.values():
-            for key in ("obj_ptr", "object_score_logits"):
-                if entry.get(key) is not None:
-                    entry[key] = entry[key].to(device)
 
     # -- what it takes ------------------------------------------------------------------------------------------
 
@@ -340,7 +244,7 @@ class MemoryBank:
         self, cond: Mapping[int, Entry], moment: Moment, attended: tuple[int, ...], tokens: int, milliseconds: float
     ) -> None:
         """Add the row of the frame just tracked to the statistics."""
-        entry, device = self.entries[moment.frame_idx], self.entries[moment.frame_idx]["obj_ptr"].device
+        entry, device = self.store.entries[moment.frame_idx], self.store.entries[moment.frame_idx]["obj_ptr"].device
         first, last = self.span or (moment.frame_idx, moment.frame_idx)
         first, last = self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
         stock, window = baselines(entry, self.span, cond, moment)
@@ -349,12 +253,9 @@ class MemoryBank:
         if self.method.retain == "all":
             frames, nbytes = stored, prompts + stored * entry_nbytes(entry, device)
         else:
-            frames, nbytes = sum(map(self.usable, self.entries)), prompts
-            for frame_idx, held in self.entries.items():
-                moved = frame_idx in self.moved and held["pred_masks"].device == device
-                nbytes += entry_nbytes(held, device) - (held["pred_masks"].nbytes if moved else 0)
-            host_nbytes = (stored - len(self.entries) + len(self.moved)) * entry["pred_masks"].nbytes
-        kept = [t for _, payload in self.payloads.values() for t in payload.tensors()] + self.long_term.tensors()
+            frames, nbytes = sum(map(self.store.usable, self.store.entries)), prompts + self.store.nbytes(device)
+            host_nbytes = (stored - len(self.store.entries) + len(self.store.moved)) * entry["pred_masks"].nbytes
+        kept = self.store.tensors() + self.long_term.tensors()
         kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
         unique = {id(t): t for t in kept}.values()
         nbytes += sum(t.nbytes for t in unique if t.device == device)

@@ -135,4 +135,4 @@ def forget(inference_state: MutableMapping[str, Any]) -> None:
     for output_dict in inference_state["output_dict_per_obj"].values():
         bank = output_dict.pop(KEY, None)
         if bank is not None:
-            bank.release(inference_state["device"])
+            bank.store.release(inference_state["device"])

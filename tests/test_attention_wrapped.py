@@ -73,10 +73,10 @@ def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, c
             model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
             for _ in model.propagate_in_video(state):
                 bank = bank_of(state)
-                whole = bank.blank.shape[1] * 8 * 8 * 2 if bank.blank is not None else 0
+                whole = bank.store._blank.shape[1] * 8 * 8 * 2 if bank.store._blank is not None else 0
                 if compressor == codec:
-                    saved.append(sum(whole - payload.nbytes for _, payload in bank.payloads.values()))
-                    assert len(bank.payloads) <= 3
+                    saved.append(sum(whole - payload.nbytes for _, payload in bank.store.payloads.values()))
+                    assert len(bank.store.payloads) <= 3
         rows[compressor] = sk.memory_stats(state)[1].rows
     plain, packed = rows[sk.Identity()], rows[codec]
     assert [row.attended for row in plain] == [row.attended for row in packed]
@@ -87,7 +87,7 @@ def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, c
 def test_minor_frames_are_held_compressed_and_attended_to(model: Any, clip_folder: Any, clip: Any) -> None:
     with sk.wrap(model, "keyframe", **PACKED):
         state = run(model, "forward", clip_folder, clip)[2][0]
-        held = dict(bank_of(state).payloads)
+        held = dict(bank_of(state).store.payloads)
     codecs = {codec for codec, _ in held.values()}
     assert codecs == {PACKED["compressor"], PACKED["minor_compressor"]}
     assert set(held) <= set(sk.memory_stats(state)[1].rows[-1].attended) | {min(held)}
@@ -99,7 +99,7 @@ def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_f
 
     def bounded(part: int) -> None:
         for bank in handle._patch.banks:
-            assert len(bank.payloads) <= 5 + len(bank.selection.corrected)
+            assert len(bank.store.payloads) <= 5 + len(bank.selection.corrected)
 
     with sk.wrap(model, "keyframe", attend=scheme, **PACKED) as handle:
         seen, _, states = run(model, session, clip_folder, clip, bounded)
@@ -112,7 +112,7 @@ def test_unwrap_restores_what_was_compressed(clip_folder: Any, clip: Any) -> Non
     handle = sk.wrap(model, "keyframe", attend=Pool(2), **PACKED)
     state = run(model, "forward", clip_folder, clip)[2][0]
     bank = bank_of(state)
-    stored = {t: codec.restore(payload) for t, (codec, payload) in bank.payloads.items()}
+    stored = {t: codec.restore(payload) for t, (codec, payload) in bank.store.payloads.items()}
     tracked = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
     assert len(stored) >= 4
     assert all(tracked[t]["maskmem_features"].shape[2] == 0 for t in stored)

@@ -45,8 +45,8 @@ def _device_bytes(state: Any) -> int:
     output_dict = state["output_dict_per_obj"][0]
     bank = output_dict.get(KEY)
     for frame_idx, entry in output_dict["non_cond_frame_outputs"].items():
-        gone = bank is not None and bank.method.retain == "bank" and frame_idx not in bank.entries
-        moved = bank is not None and frame_idx in bank.moved
+        gone = bank is not None and bank.method.retain == "bank" and frame_idx not in bank.store.entries
+        moved = bank is not None and frame_idx in bank.store.moved
         if not gone:
             walk({name: value for name, value in entry.items() if not (moved and name == "pred_masks")})
     walk(output_dict["cond_frame_outputs"])
@@ -226,7 +226,7 @@ def test_the_hosts_dict_is_the_truth(predictor: Any, clip_folder: Any, clip: Any
     assert row is not None
     assert held[0] not in row.attended
     assert held[1] in row.attended  # as a prompt
-    assert held[1] not in bank.entries
+    assert held[1] not in bank.store.entries
     assert held[0] not in [record.frame_idx for record in bank.selection.buffer]
 
 

@@ -105,14 +105,14 @@ def test_compressed_memories_are_what_the_codec_restores(predictor: Any, clip_fo
             bank = state["output_dict_per_obj"][0][KEY]
             told[name] = sk.memory_stats(state)[1].last.memory.nbytes
             if name == "packed":
-                assert len(bank.payloads) == len(bank.selection.buffer) == 5
-                sizes = [payload.nbytes for _, payload in bank.payloads.values()]
-                blank = [bank.entries[t]["maskmem_features"].numel() for t in bank.payloads]
+                assert len(bank.store.payloads) == len(bank.selection.buffer) == 5
+                sizes = [payload.nbytes for _, payload in bank.store.payloads.values()]
+                blank = [bank.store.entries[t]["maskmem_features"].numel() for t in bank.store.payloads]
                 assert blank == [0] * 5
     whole = state["output_dict_per_obj"][0]["cond_frame_outputs"][0]["maskmem_features"].nbytes
     assert told["whole"] - told["packed"] == 5 * whole - sum(sizes)
     assert sum(sizes) < 5 * whole / 3  # so few cells leave the basis its share
-    assert not bank.payloads
+    assert not bank.store.payloads
     entry = state["output_dict_per_obj"][0]["non_cond_frame_outputs"][16]
     assert entry["maskmem_features"].shape[1:] == (32, 8, 8)
     for _, _, masks in predictor.propagate_in_video(state, start_frame_idx=22):

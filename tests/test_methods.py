@@ -116,7 +116,7 @@ def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
             assert set(prompts) == {39 if reverse else 0} | ({20} if obj_idx == 1 else set())
             assert all(entry["maskmem_features"].numel() for entry in prompts.values())
             held = [t for t, e in output_dict["non_cond_frame_outputs"].items() if e["maskmem_features"].numel()]
-            held += output_dict[KEY].payloads
+            held += output_dict[KEY].store.payloads
             if method.retain == "bank":
                 assert len(held) <= _bound(method) + 1  # + 1: the newest, undecided
             selection = output_dict[KEY].selection
