@@ -1,11 +1,13 @@
 """What reading frames as they are needed adds to the time of a frame, against frames that are in memory already.
 
-    python -m benchmarks.loader            # writes results/long_video/loader.json
+    OMP_NUM_THREADS=1 python -m benchmarks.loader                  # micro at 256 px; results/loader/micro.json
+    OMP_NUM_THREADS=1 python -m benchmarks.loader --model tiny     # official tiny at 1024 px, random weights; tiny.json
 
-480p JPEGs and H.264, the micro model at 256 px; passes over lazy and over preloaded frames take turns in one process,
-and the best of each counts. Turns of a frame each would hide the reading, which goes on during the other's turn. On
-a CPU, give the model fewer threads than there are cores (OMP_NUM_THREADS): reading needs one. Also the time to the
-first mask of a 10,000-frame video.
+480p JPEGs and H.264; passes over lazy and over preloaded frames take turns in one process, and the best of each counts.
+Turns of a frame each would hide the reading, which goes on during the other's turn. `inside_ms` is what the tracking
+thread itself spends on asking for a frame: waiting for it, and making float32 of it. What `lazy` takes beyond that is
+the threads' work getting in the way: of Python's lock, and of the cores where there are few. On a CPU, give the model
+fewer threads than there are cores: reading needs one. Also the time to the first masks of a 10,000-frame video.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,9 +24,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.long_video import RESULTS, footage, write_folder, write_video
+from benchmarks._store import surroundings
+from benchmarks.long_video import footage, write_folder, write_video
+from benchmarks.overhead import load
 
+RESULTS = Path(__file__).parent / "results" / "loader"
 SIZE = (480, 854)
+
+
+class Timed:
+    """A state's `images`, and the seconds that asking for them took."""
+
+    def __init__(self, images: Any):
+        self.images, self.seconds = images, 0.0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, t: int) -> Any:
+        start = time.perf_counter()
+        image = self.images[t]
+        self.seconds += time.perf_counter() - start
+        return image
 
 
 def frames_480p(count: int) -> Iterator[np.ndarray]:
@@ -50,19 +70,24 @@ def states(predictor: Any, source: Path) -> dict[str, Any]:
 
 
 def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
-    """Return milliseconds a frame over whole passes in turn, their ratio, and the time of reading without a model."""
+    """Return milliseconds a frame over whole passes in turn, their ratio, and what of it is spent on frames."""
     from sam2_keyframe.video import FrameSource, LazyFrames, without_bars
 
     both = states(predictor, source)
+    timed = {name: Timed(state["images"]) for name, state in both.items()}
+    for name, state in both.items():
+        state["images"] = timed[name]
+    inside: dict[str, list[float]] = {"lazy": [], "preloaded": []}
     ms: dict[str, list[float]] = {"lazy": [], "preloaded": []}
     for turn in range(passes + 1):
         for name in ("lazy", "preloaded") if turn % 2 else ("preloaded", "lazy"):
-            start = time.perf_counter()
+            timed[name].seconds, start = 0.0, time.perf_counter()
             with without_bars():
                 count = sum(1 for _ in predictor.propagate_in_video(both[name], start_frame_idx=0))
             if turn:  # the first is for warming up
                 ms[name].append(1000 * (time.perf_counter() - start) / count)
-    both["lazy"]["images"].source.close()
+                inside[name].append(1000 * timed[name].seconds / count)
+    timed["lazy"].images.source.close()
     with FrameSource(source) as frames:
         images = LazyFrames(frames, predictor.image_size, predictor.device)
         start = time.perf_counter()
@@ -70,7 +95,10 @@ def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
             images[t]
         alone = 1000 * (time.perf_counter() - start) / len(images)
     lazy, ready = min(ms["lazy"]), min(ms["preloaded"])
-    return {"lazy_ms": lazy, "preloaded_ms": ready, "ratio": lazy / ready, "reading_alone_ms": alone, "passes": ms}
+    return {
+        "lazy_ms": lazy, "preloaded_ms": ready, "ratio": lazy / ready, "inside_ms": min(inside["lazy"]),
+        "inside_share": min(inside["lazy"]) / ready, "reading_alone_ms": alone, "passes": ms, "inside": inside,
+    }  # fmt: skip
 
 
 def first_mask(predictor: Any, path: Path) -> dict[str, float]:
@@ -91,32 +119,33 @@ def first_mask(predictor: Any, path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    from sam2_keyframe.micro import load_micro_predictor
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=120)
-    parser.add_argument("--passes", type=int, default=4)
+    parser.add_argument("--model", choices=["micro", "tiny"], default="micro")
+    parser.add_argument("--frames", type=int, help="default: 120, for tiny 4")
+    parser.add_argument("--passes", type=int, help="default: 4, for tiny 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    threads = torch.get_num_threads()
-    predictor = load_micro_predictor(args.device, image_size=256)
+    small = args.model == "micro"
+    frames, passes = args.frames or (120 if small else 4), args.passes or (4 if small else 1)
+    predictor = load(args.model, args.device)
     found: dict[str, Any] = {
-        "frames": args.frames, "frame_size": "854x480", "image_size": 256, "device": args.device,
-        "torch_threads": threads, "cores": os.cpu_count(), "torch": torch.__version__,
-        "python": platform.python_version(),
+        "model": args.model, "image_size": predictor.image_size, "frames": frames, "frame_size": "854x480",
+        "device": args.device, "torch_threads": torch.get_num_threads(), "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0], **surroundings(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         base = Path(folder)
-        write_folder(base / "frames", frames_480p(args.frames))
-        write_video(base / "clip.mp4", frames_480p(args.frames))
-        write_video(base / "long.mp4", footage(10_000, 128)[0])
-        found["folder"] = take_turns(predictor, base / "frames", args.passes)
-        found["video"] = take_turns(predictor, base / "clip.mp4", args.passes)
-        found["first_mask"] = first_mask(predictor, base / "long.mp4")
+        write_folder(base / "frames", frames_480p(frames))
+        found["folder"] = take_turns(predictor, base / "frames", passes)
+        if small:
+            write_video(base / "clip.mp4", frames_480p(frames))
+            write_video(base / "long.mp4", footage(10_000, 128)[0])
+            found["video"] = take_turns(predictor, base / "clip.mp4", passes)
+            found["first_mask"] = first_mask(predictor, base / "long.mp4")
     args.results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, default=float)
-    (args.results / "loader.json").write_text(text + "\n")
+    (args.results / f"{args.model}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,20 @@ import bisect
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 Frame = npt.NDArray[np.uint8]
 """One frame: (H, W, 3) uint8 RGB."""
+
+Read: TypeAlias = "Frame | Picture"
+"""One frame as a reader has it: a file's stays a PIL image, because an array of it is made under Python's lock."""
 
 _JPEG = (".jpg", ".jpeg")
 _IMAGES = (*_JPEG, ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -42,7 +48,7 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, t: int) -> Frame:
+    def read(self, t: int) -> Read:
         """Return frame `t`; any exception means that it cannot be had."""
         ...
 
@@ -65,8 +71,7 @@ def to_rgb(frame: Any) -> Frame:
     from PIL import Image
 
     if isinstance(frame, str | Path):
-        with Image.open(frame) as image:
-            return np.array(image.convert("RGB"))
+        return np.array(open_rgb(frame))
     if isinstance(frame, Image.Image):
         return np.array(frame.convert("RGB"))
     if isinstance(frame, torch.Tensor):
@@ -84,6 +89,15 @@ def to_rgb(frame: Any) -> Frame:
             "or a (3, H, W) tensor (float in [0, 1] is scaled)"
         )
     return frame
+
+
+def open_rgb(path: str | Path) -> Picture:
+    """Return a file's picture as PIL's RGB."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -120,9 +134,10 @@ class Indexed:
     def __len__(self) -> int:
         return len(self.items)
 
-    def read(self, t: int) -> Frame:
+    def read(self, t: int) -> Read:
         """Return frame `t`."""
-        return to_rgb(self.items[t])
+        item = self.items[t]
+        return open_rgb(item) if isinstance(item, str | Path) else to_rgb(item)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_keyframe._decode import Frame, Reader
+from sam2_keyframe._decode import Frame, Read, Reader
 
 _BEHIND = 2  # frames kept behind the last one asked for
 
 
-def resize(frame: Frame, size: int) -> Tensor:
+def resize(frame: Read, size: int) -> Tensor:
     """Resize as `sam2.utils.misc._load_img_as_tensor` does: (3, size, size) uint8."""
     from PIL import Image
 
-    resized = np.array(Image.fromarray(frame).resize((size, size)))
+    image = Image.fromarray(frame) if isinstance(frame, np.ndarray) else frame
+    resized = np.array(image.resize((size, size)))
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
@@ -49,7 +50,7 @@ class Window:
         self.behind = _BEHIND if reader.rewinds else ahead
         self.native = not reader.rewinds  # native frames are kept once asked for, or where they cannot be read again
         self.image_size: int | None = None
-        self.frame_size: tuple[int, ...] | None = None
+        self.frame_size: tuple[int, int] | None = None
         self.held: dict[int, _Held] = {}
         self.position = 0
         self.reverse = False
@@ -117,16 +118,17 @@ class Window:
                 self._trim()
                 self._changed.notify_all()
 
-    def _prepare(self, held: _Held, frame: Frame) -> None:
+    def _prepare(self, held: _Held, frame: Read) -> None:
+        size = frame.shape[:2] if isinstance(frame, np.ndarray) else (frame.height, frame.width)
         if self.frame_size is None:
-            self.frame_size = frame.shape
-        if frame.shape != self.frame_size:
+            self.frame_size = size
+        if size != self.frame_size:
             raise ValueError(
-                f"its size is {frame.shape[1]}x{frame.shape[0]} and that of the first frame read "
+                f"its size is {size[1]}x{size[0]} and that of the first frame read "
                 f"{self.frame_size[1]}x{self.frame_size[0]}; give frames of one size"
             )
         if self.native:
-            held.native = frame
+            held.native = frame if isinstance(frame, np.ndarray) else np.array(frame)
         if self.image_size is not None:
             held.resized = resize(frame, self.image_size)
 

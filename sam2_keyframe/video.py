@@ -99,8 +99,7 @@ class FrameSource:
         """(height, width) of the frames, known from frame 0 (which is read for it where none was before)."""
         if self._window.frame_size is None:
             self.first()
-        height, width = (self._window.frame_size or (0, 0))[:2]
-        return height, width
+        return self._window.frame_size or (0, 0)
 
     @property
     def held_bytes(self) -> int:

@@ -39,6 +39,17 @@ def test_pixels_equal_sam2s_loader(image_size: int, mode: str, footage: np.ndarr
             assert torch.equal(frames[t], expected[t])
 
 
+def test_native_frames_of_a_folder_equal_pils(footage: np.ndarray, tmp_path: Path) -> None:
+    """And may be drawn on: they are the caller's."""
+    for t, mode in enumerate(("RGB", "L", "P", "RGBA")):
+        Image.fromarray(footage[t]).convert(mode).save(tmp_path / f"{t}.png")
+    with FrameSource(tmp_path) as source:
+        for t in range(4):
+            with Image.open(tmp_path / f"{t}.png") as image:
+                assert np.array_equal(source.frame(t), np.array(image.convert("RGB")))
+            assert source.frame(t).flags.writeable
+
+
 def test_normalise_is_exact_on_every_value(tmp_path: Path) -> None:
     """The table against SAM 2's arithmetic on all 3 x 256 values."""
     from sam2.utils.misc import load_video_frames
