@@ -2,7 +2,7 @@
 
     python -m benchmarks.scorers cost     # milliseconds, operations and bytes; share of two models' frame time
     python -m benchmarks.scorers react    # every scorer on controlled changes of a scene
-    python -m benchmarks.scorers write    # cost.md and docs/scorers.png from those results
+    python -m benchmarks.scorers write    # cost.md, the table in README.md and docs/scorers.png from those results
 
 Results are `benchmarks/results/scorers/*.json`.
 """
@@ -262,7 +262,7 @@ def react(seeds: int = 8) -> None:
 
 
 def publish() -> None:
-    """Write cost.md and docs/scorers.png from the results on disk."""
+    """Write cost.md, its copy in README.md and docs/scorers.png from the results on disk."""
     found = json.loads((RESULTS / "cost.json").read_text())
     models = found["frame_milliseconds"]
     lines = ["| Scorer | ms | operations | KiB kept | " + " | ".join(f"% of {model}" for model in models) + " |"]
@@ -270,10 +270,18 @@ def publish() -> None:
     for name, row in found["scorers"].items():
         shares = " | ".join(f"{100 * row['milliseconds'] / value:.2g}" for value in models.values())
         kept = row["bytes_kept"] / 1024
-        lines.append(f"| {name} | {row['milliseconds']:.2f} | {row['operations']} | {kept:.1f} | {shares} |")
+        star = "*" if row.get("disturbed") else ""
+        lines.append(f"| {name} | {row['milliseconds']:.2f}{star} | {row['operations']} | {kept:.1f} | {shares} |")
     timing = "; ".join(f"{model}: {value:.0f} ms a frame" for model, value in models.items())
     note = f"Two CPU threads, {SIDE} px, fastest of 15. {timing}. Views do not count as operations."
-    (RESULTS / "cost.md").write_text("\n".join([*lines, "", note]) + "\n")
+    if any(row.get("disturbed") for row in found["scorers"].values()):
+        note += " *: measured while other work ran on the machine, an upper bound; other times are of an earlier, quiet run."
+    table = "\n".join([*lines, "", note])
+    (RESULTS / "cost.md").write_text(table + "\n")
+    page = ROOT / "benchmarks" / "README.md"
+    text = page.read_text()
+    start, end = text.index(lines[0][:14]), text.index("\n\nOperations are those of one call")
+    page.write_text(text[:start] + table + text[end:])
     plot(json.loads((RESULTS / "reaction.json").read_text())["mean"])
 
 
