@@ -275,7 +275,7 @@ def publish() -> None:
     timing = "; ".join(f"{model}: {value:.0f} ms a frame" for model, value in models.items())
     note = f"Two CPU threads, {SIDE} px, fastest of 15. {timing}. Views do not count as operations."
     if any(row.get("disturbed") for row in found["scorers"].values()):
-        note += " *: measured while other work ran on the machine, an upper bound; other times are of an earlier, quiet run."
+        note += " *: measured while other work ran on the machine, an upper bound; the others in an earlier, quiet run."
     table = "\n".join([*lines, "", note])
     (RESULTS / "cost.md").write_text(table + "\n")
     page = ROOT / "benchmarks" / "README.md"
