@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sam2_keyframe._recording import DESCRIPTORS, Geometry, Kind, Recording, Step, pack
+from sam2_keyframe._recording import BLOCK, Recording, RecordingFile
+from sam2_keyframe._steps import DESCRIPTORS, Geometry, Kind, Step, pack
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.sam2 import Sam2Patch
 from sam2_keyframe.patches.wrapping import Wrapping
@@ -25,34 +27,43 @@ WRAPPED = ("propagate_in_video_preflight", "_run_memory_encoder", "_run_single_f
 
 
 @contextmanager
-def record(predictor: Any, inference_state: MutableMapping[str, Any]) -> Iterator[Recording]:
+def record(
+    predictor: Any, inference_state: MutableMapping[str, Any], path: str | Path | None = None
+) -> Iterator[Recording]:
     """Record a run on one video, for `replay`, while the `with` block is open.
 
     Open it after `wrap()` and before tracking; close it before `unwrap()`. What was tracked before is not in it.
-    About 3 KB a frame and object stay on the host, and a frame and object cost one wait for the device.
+    A frame and object take about 3 KB on the host, and one wait for the device.
 
     Args:
         predictor: A SAM 2 video predictor, wrapped or not.
         inference_state: Of the video; other videos are not recorded.
+        path: A file to which frames are written as they come, so that nothing grows; `Recording.load` reads it. An
+            error inside the block leaves what came before it.
 
     Yields:
-        The recording, which grows with every frame.
+        The recording, which grows with every frame; with a `path`, what is not yet written.
 
     Raises:
         TypeError: The predictor is of no supported host.
+        OSError: The file cannot be written; nothing is left of it.
         RuntimeError: The predictor was wrapped or unwrapped while the block was open.
     """
     reason = Sam2Patch.refuses(predictor)
     if reason is not None:
         raise TypeError(f"cannot record {type(predictor).__qualname__}: {reason}")
-    recorder = _Recorder(predictor, inference_state)
+    recorder = _Recorder(predictor, inference_state, path)
     recorder.start()
     try:
         yield recorder.recording
     except BaseException:
         recorder.stop()
+        with suppress(OSError, ValueError):  # the error inside tells more
+            recorder.close()
         raise
-    if not recorder.stop():
+    whole = recorder.stop()
+    recorder.close()
+    if not whole:
         raise RuntimeError(
             "the predictor was wrapped or unwrapped while it was recorded, so the recording is not whole: call "
             "wrap() before record(), and unwrap() after it"
@@ -62,7 +73,7 @@ def record(predictor: Any, inference_state: MutableMapping[str, Any]) -> Iterato
 class _Recorder:
     """Wraps what SAM 2 tracks and prompts with, and takes note of each frame."""
 
-    def __init__(self, predictor: Any, state: MutableMapping[str, Any]) -> None:
+    def __init__(self, predictor: Any, state: MutableMapping[str, Any], path: str | Path | None) -> None:
         model = self.predictor = predictor
         self.state: Any = state
         grid = model.image_size // model.backbone_stride
@@ -72,6 +83,7 @@ class _Recorder:
             model.only_obj_ptrs_in_the_past_for_eval,
         )  # fmt: skip
         self.recording = Recording(geometry, state["num_frames"], (state["video_height"], state["video_width"]))
+        self._file = None if path is None else RecordingFile(path, self.recording)
         self._frames = Frames(model)
         self._wrapping = Wrapping(model)
         self._ours: dict[str, Any] = {}
@@ -105,6 +117,12 @@ class _Recorder:
         self.state = self._encoded = None
         return whole
 
+    def close(self) -> None:
+        """Write what is left, and finish the file."""
+        if self._file is not None:
+            self._write()
+            self._file.close()
+
     # -- wrappers -----------------------------------------------------------------------------------------------
 
     def _preflight(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
@@ -133,18 +151,20 @@ class _Recorder:
     def _known(self, obj_id: Any, output_dict: Mapping[str, Any]) -> dict[int, Any]:
         """Return the prompted frames of an object so far; one that was reset begins anew."""
         before = self._prompted.get(obj_id)
-        if before is None or before[0] is not output_dict:
-            steps = self.recording.steps
-            steps[:] = [step for step in steps if step.obj_id != obj_id]
-            before = self._prompted[obj_id] = output_dict, {}
-        return before[1]
+        if before is not None and before[0] is output_dict:
+            return before[1]
+        if before is not None:
+            self._add(Step(obj_id, 0, Kind.RESET))
+        known: dict[int, Any] = {}
+        self._prompted[obj_id] = output_dict, known
+        return known
 
     def _cleared(self) -> None:
         """Take note of prompts that were taken back."""
         for obj_id, (output_dict, known) in self._prompted.items():
             for frame_idx in known.keys() - output_dict["cond_frame_outputs"].keys():
                 del known[frame_idx]
-                self.recording.steps.append(Step(obj_id, frame_idx, Kind.CLEARED))
+                self._add(Step(obj_id, frame_idx, Kind.CLEARED))
 
     def _encode_prompt(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a prompted frame's features while SAM 2 has them at hand."""
@@ -206,7 +226,17 @@ class _Recorder:
         names = [scorer.name for scorer in SCORES]
         step_scores = dict(zip(names, first.tolist(), strict=True))
         described = dict(zip(found, vectors, strict=True))
-        self.recording.steps.append(Step(obj_id, frame.frame_idx, kind, pack(mask), step_scores, described))
+        self._add(Step(obj_id, frame.frame_idx, kind, pack(mask), step_scores, described))
+
+    def _add(self, step: Step) -> None:
+        self.recording.steps.append(step)
+        if len(self.recording.steps) >= BLOCK:
+            self._write()
+
+    def _write(self) -> None:
+        if self._file is not None:
+            self._file.write(self.recording.steps)
+            self.recording.steps.clear()
 
 
 def _no_pixels() -> Tensor:

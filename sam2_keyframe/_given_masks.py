@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from sam2_keyframe._recording import Geometry, Kind, Recording, Step, pack
+from sam2_keyframe._recording import Recording
+from sam2_keyframe._steps import Geometry, Kind, Step, pack
 
 NO_OBJECT = -1024.0
 """Object score of an empty mask, as in SAM 2 (sam2/modeling/sam2_base.py, NO_OBJ_SCORE)."""

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam2_keyframe._recording import Geometry, Kind, Recording, Step, unpack
+from sam2_keyframe._recording import Recording
+from sam2_keyframe._steps import Geometry, Kind, Step, unpack
 from sam2_keyframe.attention import Whole, scheme_for
 from sam2_keyframe.bank import MemoryBank
 from sam2_keyframe.keyframe_memory import KeyframeMemory
@@ -124,7 +125,7 @@ class Player:
                 f"select={self.method.select!r} looks at the features of the frame to be tracked, which are not "
                 "recorded: run it with SAM 2, or replay select=Nearest()"
             )
-        step = next((s for s in self.recording.steps if s.kind is not Kind.CLEARED), None)
+        step = next((s for s in self.recording.steps if s.mask), None)
         if step is None or not self.method.observes:
             return
         frame = self._frame(step)
@@ -151,12 +152,12 @@ class Player:
     def play(self) -> dict[Any, Thing]:
         """Return what became of each object."""
         for step in self.recording.steps:
-            if step.obj_id not in self.objects:
+            if step.obj_id not in self.objects or step.kind is Kind.RESET:
                 self.objects[step.obj_id] = Thing(self.method)
             thing = self.objects[step.obj_id]
             if step.kind in (Kind.FORWARD, Kind.REVERSE):
                 self._track(thing, step)
-            else:
+            elif step.kind is not Kind.RESET:
                 self._prompt(thing, step)
         for thing in self.objects.values():
             thing.bank.settle()

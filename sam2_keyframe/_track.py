@@ -104,7 +104,7 @@ def track(
             closing(Table(folder / TABLE, names)) as table,
             closing(Video(folder / "overlay.mp4", source.fps or FPS)) as video,
             wrap(predictor, method, keep_masks=False),  # masks are written as they come, and no frame is gone back to
-            record(predictor, state) as recording,
+            record(predictor, state, folder / RECORDING),
             _interrupts() as interrupted,
         ):
             for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts):
@@ -123,7 +123,6 @@ def track(
                     break
         if any(each.rows for each in report.stats.values()):
             _draw(source, report.stats, method, prompts, folder, name)
-        recording.save(folder / RECORDING)
     except (FrameError, OSError) as error:
         if not report.frames:
             raise

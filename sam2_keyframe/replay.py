@@ -13,7 +13,8 @@ from typing import Any
 
 from sam2_keyframe._given_masks import from_masks
 from sam2_keyframe._player import Player
-from sam2_keyframe._recording import Geometry, Recording
+from sam2_keyframe._recording import Recording
+from sam2_keyframe._steps import Geometry
 from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
 from sam2_keyframe.patches.recording import record

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_predictor
@@ -15,6 +16,7 @@ from sam2_keyframe.attention import Pool
 from sam2_keyframe.buffer import LeastSignificant, LeastUsed, MostRedundant
 from sam2_keyframe.compression import PCA
 from sam2_keyframe.kalman import Kalman
+from sam2_keyframe.patches import recording as recording_module
 from sam2_keyframe.replay import Recording, record, replay
 from sam2_keyframe.retrieval import DropRedundant, Reconstruct
 from sam2_keyframe.scorers import (
@@ -124,6 +126,10 @@ def assert_same(result: Any, stats: Any) -> None:
             assert mine == row
 
 
+def assert_same_rows(ours: Any, theirs: Any) -> None:
+    assert comparable({1: ours}) == comparable({1: theirs})
+
+
 @pytest.fixture(scope="module")
 def predictor() -> Any:
     return make_predictor()
@@ -198,6 +204,46 @@ def test_what_was_saved_plays_as_what_was_recorded(predictor: Any, clip: Any, tm
     frames, vectors = Recording.load(tmp_path / "run.npz").descriptors(1, "object/pointer")
     assert frames == list(range(FRAMES))
     assert vectors.shape == (FRAMES, recording.geometry.pointer_dim)
+
+
+def test_a_recording_that_is_written_as_it_grows(clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of five steps; a run that is reset and begun again; and an error in its middle."""
+    monkeypatch.setattr(recording_module, "BLOCK", 5)
+    predictor, path = make_predictor(), tmp_path / "run.npz"
+    state = sk.init_state(predictor, clip.frames)
+    most = []
+
+    def run() -> None:
+        with sk.wrap(predictor, "keyframe", keep=0.05), record(predictor, state, path) as recording:
+            for start, obj_ids in ((0, (1, 2)), (3, (2,))):
+                predictor.reset_state(state)
+                for obj_id in obj_ids:
+                    predictor.add_new_mask(state, start, obj_id, torch.from_numpy(clip.masks[start] == obj_id))
+                for _ in predictor.propagate_in_video(state, max_frame_num_to_track=8):
+                    most.append(len(recording.steps))
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        run()
+    assert max(most) < 5
+    result = replay(clip.frames, path, "keyframe", keep=0.05)
+    assert_same_rows(result.stats[2], sk.memory_stats(state)[2])
+    assert result.prompts == {1: [], 2: [3]}
+
+
+def test_a_recording_that_cannot_be_written_is_not_left_behind(
+    predictor: Any, clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    _, recording = live(predictor, clip, "window")
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    with pytest.raises(OSError, match="No space"):
+        recording.save(tmp_path / "run.npz")
+    with pytest.raises(OSError, match="No such file"):
+        recording.save(tmp_path / "nowhere" / "run.npz")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_recorded_iou_is_that_of_the_mask_chosen_by_motion(clip: Any) -> None:
