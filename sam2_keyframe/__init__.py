@@ -39,7 +39,7 @@ from sam2_keyframe.filters import (
     Threshold,
     Visible,
 )
-from sam2_keyframe.kalman import Kalman
+from sam2_keyframe.kalman import MOTION, Kalman
 from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_method
 from sam2_keyframe.offline import choose_frames, coverage
 from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
@@ -85,6 +85,7 @@ __all__ = [
     "LeastSignificant",
     "LeastUsed",
     "METHODS",
+    "MOTION",
     "MaxGap",
     "MemoryStats",
     "MinGap",

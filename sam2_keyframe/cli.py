@@ -29,7 +29,11 @@ HEADINGS = {
     "SCORERS": "scorers: higher is more worth keeping; change scorers say 0 for unchanged",
     "FILTERS": "filters: accept or reject a frame by its scores; combine with & | ~",
     "EVICTION": "eviction rules: which keyframe leaves a full buffer",
+    "SELECTION": "retrieval rules: which keyframes are attended to, where there are more than slots",
+    "RELATIONS": "relations: how alike a frame is to the memories held, for eviction and retrieval",
     "CODECS": "codecs: how a memory is stored; fewer bytes, less exact",
+    "ATTEND": "token schemes: which tokens of a memory are attended to",
+    "MOTION": "mask choice by motion",
 }
 
 

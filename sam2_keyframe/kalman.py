@@ -157,3 +157,7 @@ def _overlap(boxes: Tensor, predicted: Tensor) -> Tensor:
     shared = (boxes[:, 2:].minimum(high) - boxes[:, :2].maximum(low)).clamp(min=0).prod(1)
     union = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (2 * half).prod() - shared
     return shared / union.clamp(min=1e-12)
+
+
+MOTION: dict[str, type] = {"kalman": Kalman}
+"""Choices among candidate masks by name."""
