@@ -5,9 +5,10 @@
 
 480p JPEGs and H.264; passes over lazy and over preloaded frames take turns in one process, and the best of each counts.
 Turns of a frame each would hide the reading, which goes on during the other's turn. `inside_ms` is what the tracking
-thread itself spends on asking for a frame: waiting for it, and making float32 of it. What `lazy` takes beyond that is
-the threads' work getting in the way: of Python's lock, and of the cores where there are few. On a CPU, give the model
-fewer threads than there are cores: reading needs one. Also the time to the first masks of a 10,000-frame video.
+thread itself spends on asking for a frame: waiting for it, and making float32 of it. `cpu_ratio` compares the processor
+time of the tracking thread alone (right where the model runs on that thread, OMP_NUM_THREADS=1; other programs do not
+disturb it); what `ratio` has beyond it is waiting, for Python's lock and, where there are few, for a core. On a CPU,
+give the model fewer threads than there are cores: reading needs one. Also the time to the first masks of 10,000 frames.
 """
 
 from __future__ import annotations
@@ -79,13 +80,15 @@ def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
         state["images"] = timed[name]
     inside: dict[str, list[float]] = {"lazy": [], "preloaded": []}
     ms: dict[str, list[float]] = {"lazy": [], "preloaded": []}
+    cpu: dict[str, list[float]] = {"lazy": [], "preloaded": []}
     for turn in range(passes + 1):
         for name in ("lazy", "preloaded") if turn % 2 else ("preloaded", "lazy"):
-            timed[name].seconds, start = 0.0, time.perf_counter()
+            timed[name].seconds, start, used = 0.0, time.perf_counter(), time.thread_time()
             with without_bars():
                 count = sum(1 for _ in predictor.propagate_in_video(both[name], start_frame_idx=0))
             if turn:  # the first is for warming up
                 ms[name].append(1000 * (time.perf_counter() - start) / count)
+                cpu[name].append(1000 * (time.thread_time() - used) / count)
                 inside[name].append(1000 * timed[name].seconds / count)
     timed["lazy"].images.source.close()
     with FrameSource(source) as frames:
@@ -97,7 +100,8 @@ def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
     lazy, ready = min(ms["lazy"]), min(ms["preloaded"])
     return {
         "lazy_ms": lazy, "preloaded_ms": ready, "ratio": lazy / ready, "inside_ms": min(inside["lazy"]),
-        "inside_share": min(inside["lazy"]) / ready, "reading_alone_ms": alone, "passes": ms, "inside": inside,
+        "cpu_ratio": min(cpu["lazy"]) / min(cpu["preloaded"]), "reading_alone_ms": alone,
+        "passes": ms, "cpu": cpu, "inside": inside,
     }  # fmt: skip
 
 
