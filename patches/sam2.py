@@ -23,7 +23,7 @@ from sam2_keyframe.kalman import Track
 from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.patches.frames import KEY, Frames
-from sam2_keyframe.patches.view import closest, memory_view
+from sam2_keyframe.patches.view import allowed_prompts, closest, memory_view
 from sam2_keyframe.patches.wrapping import Wrapping, method_signature
 from sam2_keyframe.stats import has_memory, pointer_tokens
 from sam2_keyframe.types import FrameMemo, Memory, Moment
@@ -162,7 +162,7 @@ class Sam2Patch:
         output_dict = call["output_dict"]
         cond, non_cond = output_dict["cond_frame_outputs"], output_dict["non_cond_frame_outputs"]
         moment = self._moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
-        prompts = self._prompts(cond, moment)
+        prompts = allowed_prompts(cond, self.method.conditioning, moment)
         read = closest(moment.frame_idx, prompts, self.predictor.max_cond_frames_in_attn)
         embed = None
         if self.method.select.on_device:
@@ -185,16 +185,6 @@ class Sam2Patch:
                     result = original(**shown)
         self._note(cond, read, memories, pointers, moment, tokens)
         return result
-
-    def _prompts(self, cond: Mapping[int, Entry], moment: Moment) -> Mapping[int, Entry]:
-        """Return the prompted frames that may be attended to: all, or the first and the nearest."""
-        most = self.method.conditioning
-        if most is None or len(cond) <= most:
-            return cond
-        first = max(cond) if moment.reverse else min(cond)
-        nearest = sorted(cond, key=lambda t: (not moment.past(t) and most == 1, abs(t - moment.frame_idx)))
-        kept = nearest[:1] if most == 1 else [first, *(t for t in nearest if t != first)][:most]
-        return {t: entry for t, entry in cond.items() if t in kept}
 
     def _note(
         self, cond: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment, tokens: int

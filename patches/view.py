@@ -9,13 +9,15 @@ at an index beyond the current one, whose pointer SAM 2 does not read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from sam2_keyframe.types import Memory, Moment
 
 Entries = dict[int, Mapping[str, Any]]
+
+_Entry = TypeVar("_Entry")
 
 
 def memory_view(
@@ -104,3 +106,13 @@ def closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:
     chosen = [t for t in (before, after) if t is not None]
     rest = sorted((t for t in cond if t not in chosen), key=lambda t: abs(t - frame_idx))
     return chosen + rest[: cap - len(chosen)]
+
+
+def allowed_prompts(cond: Mapping[int, _Entry], most: int | None, moment: Moment) -> Mapping[int, _Entry]:
+    """Return the prompted frames that may be attended to: all, or at most `most`, the first and the nearest."""
+    if most is None or len(cond) <= most:
+        return cond
+    first = max(cond) if moment.reverse else min(cond)
+    nearest = sorted(cond, key=lambda t: (not moment.past(t) and most == 1, abs(t - moment.frame_idx)))
+    kept = nearest[:1] if most == 1 else [first, *(t for t in nearest if t != first)][:most]
+    return {t: entry for t, entry in cond.items() if t in kept}

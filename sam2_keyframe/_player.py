@@ -22,7 +22,7 @@ from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.patches.attention import shown_memories
 from sam2_keyframe.patches.frames import scoring_image
 from sam2_keyframe.patches.recording import SCORES
-from sam2_keyframe.patches.view import closest, memory_view
+from sam2_keyframe.patches.view import allowed_prompts, closest, memory_view
 from sam2_keyframe.scorers import Stability
 from sam2_keyframe.stats import MemoryStats, pointer_tokens
 from sam2_keyframe.types import FrameMemo, Held, History, Memory, Moment, Scorer, TrackedFrame
@@ -185,7 +185,7 @@ class Player:
         if bank.protected(step.frame_idx) is not None:
             bank.trim(moment.then())
             return
-        prompts = self._prompts(cond, moment)
+        prompts = allowed_prompts(cond, self.method.conditioning, moment)
         read = closest(step.frame_idx, prompts, self.geometry.prompts)
         memories, pointers = bank.memories(cond, moment, len(read))
         attended = sorted([*read, *(m.frame_idx for m in memories if m.frame_idx is not None)])
@@ -199,16 +199,6 @@ class Player:
         bank.trim(moment.then())
         bank.account(cond, moment, tuple(attended), tokens, math.nan)
         thing.non_cond[step.frame_idx] = entry
-
-    def _prompts(self, cond: Mapping[int, Any], moment: Moment) -> Mapping[int, Any]:
-        """Return the prompted frames that may be attended to: all, or the first and the nearest."""
-        most = self.method.conditioning
-        if most is None or len(cond) <= most:
-            return cond
-        first = max(cond) if moment.reverse else min(cond)
-        nearest = sorted(cond, key=lambda t: (not moment.past(t) and most == 1, abs(t - moment.frame_idx)))
-        kept = nearest[:1] if most == 1 else [first, *(t for t in nearest if t != first)][:most]
-        return {t: entry for t, entry in cond.items() if t in kept}
 
     def _spatial(
         self, thing: Thing, prompts: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment

@@ -160,12 +160,16 @@ class Store:
 
     # -- what it takes --------------------------------------------------------------------------------------------
 
-    def nbytes(self, device: torch.device) -> int:
-        """Return the bytes of the mirrored entries on a device, compressed memories apart."""
+    def nbytes(self, device: torch.device, elsewhere: bool = False) -> int:
+        """Return the bytes of the mirrored entries on a device, or of those elsewhere.
+
+        Compressed memories and mask logits that were moved are left out.
+        """
         total = 0
         for frame_idx, held in self.entries.items():
-            moved = frame_idx in self.moved and held["pred_masks"].device == device
-            total += entry_nbytes(held, device) - (held["pred_masks"].nbytes if moved else 0)
+            masks = held["pred_masks"]
+            moved = frame_idx in self.moved and (masks.device == device) != elsewhere
+            total += entry_nbytes(held, device, elsewhere) - (masks.nbytes if moved else 0)
         return total
 
     def tensors(self) -> list[Tensor]:

@@ -249,12 +249,17 @@ class MemoryBank:
         first, last = self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
         stock, window = baselines(entry, self.span, cond, moment)
         stored = len(self.non_cond) + (moment.frame_idx not in self.non_cond)  # the host has yet to store this one
-        host_nbytes, prompts = 0, sum(entry_nbytes(e, device) for e in cond.values())
+        nbytes, host_nbytes = (sum(entry_nbytes(e, device, host) for e in cond.values()) for host in (False, True))
         if self.method.retain == "all":
-            frames, nbytes = stored, prompts + stored * entry_nbytes(entry, device)
+            frames = stored
+            nbytes += stored * entry_nbytes(entry, device)
+            host_nbytes += stored * entry_nbytes(entry, device, elsewhere=True)
         else:
-            frames, nbytes = sum(map(self.store.usable, self.store.entries)), prompts + self.store.nbytes(device)
-            host_nbytes = (stored - len(self.store.entries) + len(self.store.moved)) * entry["pred_masks"].nbytes
+            frames = sum(map(self.store.usable, self.store.entries))
+            nbytes += self.store.nbytes(device)
+            host_nbytes += self.store.nbytes(device, elsewhere=True)
+            moved = stored - len(self.store.entries) + len(self.store.moved)
+            host_nbytes += moved * entry["pred_masks"].nbytes
         kept = self.store.tensors() + self.long_term.tensors()
         kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
         unique = {id(t): t for t in kept}.values()

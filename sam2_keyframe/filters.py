@@ -150,7 +150,7 @@ class EffectiveScore(Combinable):
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the effective score exceeds the bound or is unknown."""
         seen = math.tanh(score_of(record, "object_score") / 2)  # 2 sigmoid(s) - 1
-        return not max(seen, 0.0) * score_of(record, "predicted_iou") <= self.above
+        return not (seen <= 0 or seen * score_of(record, "predicted_iou") <= self.above)
 
     @property
     def reads(self) -> frozenset[str]:

@@ -224,8 +224,9 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
     """
     if not frames:
         raise ValueError(
-            "genetic() needs the frames that a search found: run any method once with `track --descriptors`, then "
-            "choose_frames(descriptors, count=5, search='genetic'), and wrap(predictor, 'genetic', frames=...)"
+            "genetic() needs the frames that a search found: track once under any method, which writes "
+            "recording.npz, then choose_frames(Recording.load(path).descriptors(obj_id, 'object/memory'), "
+            "search='genetic'), and wrap(predictor, 'genetic', frames=...)"
         )
     return unmeasured(fill=False, keep=Frames(tuple(frames)), capacity=len(frames), temporal="anchor")
 

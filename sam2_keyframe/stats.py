@@ -44,7 +44,7 @@ class FrameStats:
         attended: Frames whose spatial memory was attended to, oldest first, conditioning frames included.
         milliseconds: Wall-clock time of SAM 2's inference for this frame and object, ours included. Work that a
             GPU still has to do when the call returns is not in it.
-        host_nbytes: Bytes of past mask logits moved off the device.
+        host_nbytes: Bytes off the device: past mask logits, offloaded memories, all where the state is offloaded.
         scores: Every score by name; empty where the method measures nothing.
         significance: The method's score; NaN when unknown.
         keyframe: Whether the frame became a keyframe; None until the next frame has asked for memories.
@@ -137,7 +137,11 @@ def has_memory(entry: Mapping[str, Any]) -> bool:
     return features is not None and features.numel() > 0
 
 
-def entry_nbytes(entry: Mapping[str, Any], device: torch.device) -> int:
-    """Return the bytes of a stored frame on a device, the position encoding that all frames share left out."""
-    tensors = (entry.get(k) for k in ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits"))
-    return sum(t.nbytes for t in tensors if isinstance(t, Tensor) and t.device == device)
+STORED = ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits")
+"""What SAM 2 stores of a frame, the position encoding that all frames share left out."""
+
+
+def entry_nbytes(entry: Mapping[str, Any], device: torch.device, elsewhere: bool = False) -> int:
+    """Return the bytes of a stored frame on a device, or those that lie elsewhere, as where the state is offloaded."""
+    tensors = [entry[key] for key in STORED if isinstance(entry.get(key), Tensor)]
+    return sum(t.nbytes for t in tensors if (t.device == device) != elsewhere)

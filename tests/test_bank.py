@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sam2_keyframe as sk
 from sam2_keyframe._pending import Pending
-from sam2_keyframe.plugin import KEY
+from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.stats import STORED
 from sam2_keyframe.synthetic import make_clip
 
 LONG = 300
@@ -307,3 +308,15 @@ def test_a_kept_state_lets_the_model_go(clip_folder: Any, clip: Any) -> None:
     gc.collect()
     assert alive() is None
     assert sk.memory_stats(state)[1].frames == 14
+
+
+def test_bytes_on_the_device_and_elsewhere(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """Seen from another device, all that is held lies elsewhere; together it is what the tensors take."""
+    sk.wrap(predictor, "keyframe", keep=0.01)
+    store = run(predictor, "forward", clip_folder, clip)[2][0]["output_dict_per_obj"][0][KEY].store
+    here, other = torch.device("cpu"), torch.device("meta")
+    whole = sum(entry[key].nbytes for entry in store.entries.values() for key in STORED)
+    moved = sum(store.entries[t]["pred_masks"].nbytes for t in store.moved)
+    assert moved > 0
+    assert (store.nbytes(here), store.nbytes(here, elsewhere=True)) == (whole - moved, 0)
+    assert (store.nbytes(other), store.nbytes(other, elsewhere=True)) == (0, whole - moved)
