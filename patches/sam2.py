@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam2_keyframe._store import Entry
 from sam2_keyframe.attention import Whole
 from sam2_keyframe.bank import MemoryBank
 from sam2_keyframe.kalman import Track

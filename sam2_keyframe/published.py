@@ -224,9 +224,8 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
     """
     if not frames:
         raise ValueError(
-            "genetic() needs the frames that a search found: track once under any method, which writes "
-            "recording.npz, then choose_frames(Recording.load(path).descriptors(obj_id, 'object/memory'), "
-            "search='genetic'), and wrap(predictor, 'genetic', frames=...)"
+            "genetic() needs the frames that a search found on a first pass: choose_frames() on the descriptors of a "
+            "Recording, which `sam2-keyframe track` writes; then wrap(predictor, 'genetic', frames=...)"
         )
     return unmeasured(fill=False, keep=Frames(tuple(frames)), capacity=len(frames), temporal="anchor")
 
