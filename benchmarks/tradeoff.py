@@ -1,7 +1,8 @@
 """What smaller memories and fewer tokens cost: J&F against bytes and against tokens, with intervals.
 
     python -m benchmarks.tradeoff run --split dev     # to choose a setting
-    python -m benchmarks.tradeoff run --data FOLDER   # to report it, on test clips and on real ones, laid out as DAVIS
+    python -m benchmarks.tradeoff run --data FOLDER   # to report all, on test clips and on real ones, laid out as DAVIS
+    python -m benchmarks.tradeoff run --recommended   # to report one setting on more test clips
     python -m benchmarks.tradeoff table
     python -m benchmarks.tradeoff plot
 
@@ -13,6 +14,7 @@ same command goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,8 +25,8 @@ from typing import Any
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from benchmarks import _tables as tables
-from benchmarks._compare import Difference, Group, Result, difference, load_groups
-from benchmarks._parts import add_real_data, keep_plan, parts
+from benchmarks._compare import Difference, Group, Result, difference, keep_results, load_groups
+from benchmarks._parts import add_real_data, parts
 from benchmarks._store import write_text
 from benchmarks._values import parse_pair
 from benchmarks.codecs import bytes_at_1024, tokens_at_1024
@@ -32,16 +34,16 @@ from benchmarks.run import add_arguments, carry_out, make_plan
 from sam2_keyframe import Identity, KeyframeMemory, make_method
 
 RESULTS = Path(__file__).parent / "results" / "tradeoff"
-DEV_CLIPS, TEST_CLIPS, FRAMES = 24, 60, 36
+DEV_CLIPS, TEST_CLIPS, MORE_CLIPS, FRAMES = 24, 30, 120, 36
 LOSS = 0.5
 """Most points of J&F that a recommended setting may lose."""
-SMALL = "Chain(PCA(0.25), Int8())"
+SMALL = "Chain(PCA(0.4), Int8())"
 RECOMMENDED = (SMALL, "Foveated(0.2, 4)")
 
 CODECS: Mapping[str, tuple[str, ...]] = {
     "number format": ("Int8()", "Cast('float8_e4m3fn')"),
     "PCA": ("PCA(0.5)", "PCA(0.25)", "PCA(0.125)"),
-    "PCA, 8 bits": ("Chain(PCA(0.5), Int8())", SMALL),
+    "PCA, 8 bits": ("Chain(PCA(0.5), Int8())", SMALL, "Chain(PCA(0.25), Int8())"),
     "Prune": ("Prune(0.5)", "Prune(0.25)"),
     "Downsample": ("Downsample(2)", "Downsample(4)"),
 }
@@ -53,8 +55,12 @@ SCHEMES: Mapping[str, tuple[str, ...]] = {
 BOTH = (RECOMMENDED, (SMALL, "Pool(2)"), (SMALL, "Foveated(0.2, 2, conditioning=True)"))
 FEWER = ("capacity=1", "fill=False")
 """Fewer keyframes instead of smaller ones: for comparison."""
-CANDIDATES = ("Foveated(0.25, 4)", "Foveated(0.2, 4)", "Foveated(0.05, 2)", "Foveated(0.2, 2, conditioning=True)")
-"""Schemes of about 2x fewer keys, among which development clips decide."""
+CANDIDATES = (
+    *(f"compressor={codec}" for codec in (SMALL, "Chain(PCA(0.25), Int8())")),
+    *(f"attend={scheme}" for scheme in ("Foveated(0.25, 4)", "Foveated(0.2, 4)", "Foveated(0.05, 2)")),
+    "attend=Foveated(0.2, 2, conditioning=True)",
+)
+"""Codecs of at least 4x fewer bytes and schemes of about 2x fewer keys, among which development clips decide."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,24 @@ def runs() -> list[tuple[str, list[str]]]:
     found: list[tuple[str, list[str]]] = [("stock", []), ("keyframe", [])]
     found += [("keyframe", [f"compressor={codec}"]) for family in CODECS.values() for codec in family]
     found += [("keyframe", [f"attend={scheme}"]) for family in SCHEMES.values() for scheme in family]
-    found += [("keyframe", [f"compressor={codec}", f"attend={scheme}"]) for codec, scheme in BOTH]
+    found += [_both(codec, scheme) for codec, scheme in BOTH]
     return [*found, ("keyframe", [*FEWER])]
 
 
 def candidates() -> list[tuple[str, list[str]]]:
     """Return what development clips decide about."""
-    found: list[tuple[str, list[str]]] = [("keyframe", []), ("keyframe", [f"compressor={SMALL}"])]
-    return [*found, *(("keyframe", [f"attend={scheme}"]) for scheme in CANDIDATES), ("keyframe", [*FEWER])]
+    found: list[tuple[str, list[str]]] = [("keyframe", []), *(("keyframe", [choice]) for choice in CANDIDATES)]
+    return [*found, _both(*RECOMMENDED), ("keyframe", [*FEWER])]
+
+
+def recommended() -> list[tuple[str, list[str]]]:
+    """Return the recommended setting, its parts, and what it is compared with."""
+    parts = [("keyframe", [choice]) for choice in _both(*RECOMMENDED)[1]]
+    return [("stock", []), ("keyframe", []), *parts, _both(*RECOMMENDED)]
+
+
+def _both(codec: str, scheme: str) -> tuple[str, list[str]]:
+    return "keyframe", [f"compressor={codec}", f"attend={scheme}"]
 
 
 def cost(group: Group, result: Result) -> Cost:
@@ -170,15 +186,19 @@ def _row(group: Group, result: Result, costs: Mapping[str, Cost]) -> list[str]:
         stored,
         f"{each.tokens:,} ({each.fewer_tokens:.2f}x)",
         f"{result.jf:.1f}",
-        tables.interval(each.loss),
-        tables.interval(difference(result, group.reference)) if ours and group.reference else "",
+        _interval(each.loss),
+        _interval(difference(result, group.reference)) if ours and group.reference else "",
         f"{memory['mib']:.3f} MiB",
         f"{memory['tokens']:.0f}",
     ]
 
 
+def _interval(found: Difference | None) -> str:
+    return "" if found is None else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+
+
 def _picture(group: Group) -> str:
-    return f"{group.config['data']['name']}_{group.config['split']}.png"
+    return f"{group.config['data']['name']}_{group.config['split']}_{group.results[0].metrics['videos']}.png"
 
 
 def plot(groups: Sequence[Group], folder: Path) -> None:
@@ -200,7 +220,8 @@ def plot(groups: Sequence[Group], folder: Path) -> None:
         for panel, (title, families, x) in zip(panels, shown, strict=True):
             for name, members in families.items():
                 found = [(r, cost(group, r)) for r in (by_set.get(m) for m in members) if r is not None]
-                points = sorted((x(r, c), c.loss) for r, c in found if c.loss is not None)
+                points = [(x(r, c), c.loss) for r, c in found if c.loss is not None]
+                points.sort(key=lambda point: point[0])
                 _curve(panel, name, points)
             panel.set_xlabel(title)
             panel.set_xlim(left=0)
@@ -219,19 +240,24 @@ def plot(groups: Sequence[Group], folder: Path) -> None:
 def _curve(panel: Any, name: str, points: Sequence[tuple[float, Difference]]) -> None:
     if points:
         means = [loss.mean for _, loss in points]
+        style = "o" if name in ("prompt too", "codec and scheme") else "o-"  # not of one family: no line
         spread = [[loss.mean - loss.low for _, loss in points], [loss.high - loss.mean for _, loss in points]]
-        panel.errorbar([x for x, _ in points], means, spread, label=name, marker="o", ms=5, lw=1.2, capsize=2)
+        panel.errorbar([x for x, _ in points], means, spread, label=name, fmt=style, ms=5, lw=1.2, capsize=2)
 
 
 def _run(options: argparse.Namespace) -> int:
     code = 0
-    options.clips = options.clips or (TEST_CLIPS if options.split == "test" else DEV_CLIPS)
+    settings, clips = (candidates(), DEV_CLIPS) if options.split == "dev" else (runs(), TEST_CLIPS)
+    if options.recommended:
+        settings, clips = recommended(), MORE_CLIPS
+    options.clips = options.clips or clips
     options.results.mkdir(parents=True, exist_ok=True)
-    settings = candidates() if options.split == "dev" else runs()
     for part in parts(options):
         plan = make_plan(part, settings, share=True)
         code = max(code, carry_out(plan, options.workers))
-        keep_plan(plan, options.results)
+        metrics = [json.loads((run.path / "metrics.json").read_text()) for run, _ in plan.runs]
+        name = f"{plan.dataset.name}_{plan.dataset.split}_{len(plan.dataset.names)}.json"
+        keep_results([each for each in metrics if each["objects"]], options.results / name)
     return code
 
 
@@ -243,6 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "run":
             add_arguments(command)
             add_real_data(command)
+            command.add_argument(
+                "--recommended", action="store_true", help="only the recommended setting and its parts"
+            )
             command.set_defaults(challenges=("occlusion",), clips=None, frames=FRAMES, split="test")
         command.add_argument("--results", type=Path, default=RESULTS, help="where tables go (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -18,6 +18,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tradeoff, "CODECS", {"eight bits": ("Int8()",)})
         patch.setattr(tradeoff, "SCHEMES", {"Pool": ("Pool(2)", "Pool(2, conditioning=True)")})
+        patch.setattr(tradeoff, "RECOMMENDED", ("Int8()", "Pool(2)"))
         patch.setattr(tradeoff, "BOTH", (("Int8()", "Pool(2)"),))
         run = ["run", *SMALL, "--out", str(root / "out"), "--results", str(root / "results")]
         assert main(run) == 0
@@ -63,7 +64,7 @@ def test_the_table_has_every_setting_and_the_pictures_are_drawn(made):
     folder, group, costs = made
     text = (folder / "README.md").read_text()
     assert all(f"| `{label}` |" in text for label in costs)
-    picture = f"{group.config['data']['name']}_test.png"
+    picture = f"{group.config['data']['name']}_test_2.png"
     assert picture in text
     with Image.open(folder / picture) as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 8
