@@ -5,10 +5,10 @@
 
 480p JPEGs and H.264; passes over lazy and over preloaded frames take turns in one process, and the best of each counts.
 Turns of a frame each would hide the reading, which goes on during the other's turn. `inside_ms` is what the tracking
-thread itself spends on asking for a frame: waiting for it, and making float32 of it. `cpu_ratio` compares the processor
-time of the tracking thread alone (right where the model runs on that thread, OMP_NUM_THREADS=1; other programs do not
-disturb it); what `ratio` has beyond it is waiting, for Python's lock and, where there are few, for a core. On a CPU,
-give the model fewer threads than there are cores: reading needs one. Also the time to the first masks of 10,000 frames.
+thread spends on asking for a frame, `inside_cpu_ms` what of that is work and not waiting. `cpu_ratio`
+compares the processor time of the tracking thread as a whole: right where the model runs on that thread alone
+(OMP_NUM_THREADS=1), and less disturbed by other programs. What `ratio` has beyond it is waiting, for Python's lock and,
+where there are few, for a core: reading needs one. Also the time to the first masks of a 10,000-frame video.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ SIZE = (480, 854)
 
 
 class Timed:
-    """A state's `images`, and the seconds that asking for them took."""
+    """A state's `images`, and the seconds and the processor time that asking for them took."""
 
     def __init__(self, images: Any):
-        self.images, self.seconds = images, 0.0
+        self.images, self.seconds, self.used = images, 0.0, 0.0
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, t: int) -> Any:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.thread_time()
         image = self.images[t]
         self.seconds += time.perf_counter() - start
+        self.used += time.thread_time() - used
         return image
 
 
@@ -79,28 +80,35 @@ def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
     for name, state in both.items():
         state["images"] = timed[name]
     inside: dict[str, list[float]] = {"lazy": [], "preloaded": []}
+    inside_cpu: dict[str, list[float]] = {"lazy": [], "preloaded": []}
     ms: dict[str, list[float]] = {"lazy": [], "preloaded": []}
     cpu: dict[str, list[float]] = {"lazy": [], "preloaded": []}
     for turn in range(passes + 1):
         for name in ("lazy", "preloaded") if turn % 2 else ("preloaded", "lazy"):
-            timed[name].seconds, start, used = 0.0, time.perf_counter(), time.thread_time()
+            timed[name].seconds = timed[name].used = 0.0
+            start, used = time.perf_counter(), time.thread_time()
             with without_bars():
                 count = sum(1 for _ in predictor.propagate_in_video(both[name], start_frame_idx=0))
             if turn:  # the first is for warming up
                 ms[name].append(1000 * (time.perf_counter() - start) / count)
                 cpu[name].append(1000 * (time.thread_time() - used) / count)
                 inside[name].append(1000 * timed[name].seconds / count)
+                inside_cpu[name].append(1000 * timed[name].used / count)
     timed["lazy"].images.source.close()
-    with FrameSource(source) as frames:
-        images = LazyFrames(frames, predictor.image_size, predictor.device)
-        start = time.perf_counter()
-        for t in range(len(images)):
-            images[t]
-        alone = 1000 * (time.perf_counter() - start) / len(images)
+    alone = {}
+    for side in sorted({predictor.image_size, 1024}):
+        with FrameSource(source) as frames:
+            images = Timed(LazyFrames(frames, side, predictor.device))
+            start = time.perf_counter()
+            for t in range(len(images)):
+                images[t]
+            elapsed = 1000 * (time.perf_counter() - start) / len(images)
+            alone[side] = {"ms": elapsed, "inside_cpu_ms": 1000 * images.used / len(images)}
     lazy, ready = min(ms["lazy"]), min(ms["preloaded"])
     return {
         "lazy_ms": lazy, "preloaded_ms": ready, "ratio": lazy / ready, "inside_ms": min(inside["lazy"]),
-        "cpu_ratio": min(cpu["lazy"]) / min(cpu["preloaded"]), "reading_alone_ms": alone,
+        "inside_cpu_ms": min(inside_cpu["lazy"]), "inside_cpu_share": min(inside_cpu["lazy"]) / min(cpu["preloaded"]),
+        "cpu_ratio": min(cpu["lazy"]) / min(cpu["preloaded"]), "reading_alone": alone,
         "passes": ms, "cpu": cpu, "inside": inside,
     }  # fmt: skip
 
