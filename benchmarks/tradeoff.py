@@ -103,9 +103,9 @@ def candidates() -> list[tuple[str, list[str]]]:
 
 
 def recommended() -> list[tuple[str, list[str]]]:
-    """Return the recommended setting, its parts, and what it is compared with."""
-    parts = [("keyframe", [choice]) for choice in _both(*RECOMMENDED)[1]]
-    return [("stock", []), ("keyframe", []), *parts, _both(*RECOMMENDED)]
+    """Return the recommended setting, its parts, one of a few more keys, and what they are compared with."""
+    single = [("keyframe", [choice]) for choice in _both(*RECOMMENDED)[1]]
+    return [("stock", []), ("keyframe", []), *single, _both(*RECOMMENDED), _both(SMALL, "Foveated(0.25, 4)")]
 
 
 def _both(codec: str, scheme: str) -> tuple[str, list[str]]:
@@ -172,7 +172,7 @@ def _order(group: Group) -> tuple[bool, bool]:
 
 
 def _sorted(group: Group) -> list[Result]:
-    order = list(dict.fromkeys(" ".join([name, *given]) for name, given in [*runs(), *candidates()]))
+    order = list(dict.fromkeys(" ".join([name, *given]) for name, given in [*runs(), *candidates(), *recommended()]))
     known = [result for result in group.results if result.label in order]
     return sorted(known, key=lambda result: order.index(result.label))
 
