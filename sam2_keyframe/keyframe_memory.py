@@ -40,7 +40,8 @@ class KeyframeMemory:
         evict: Which keyframe leaves a full buffer.
         select: Which keyframes are attended to, where more are held than SAM 2 has slots besides `recent`.
         compressor: How keyframes are stored. Fewer bytes, not fewer tokens.
-        minor: Trustworthy frames that are not new enough, the newest of which are held besides the keyframes.
+        minor: Trustworthy frames that are not new enough, of which the newest are held besides the keyframes, at most
+            so many as those leave slots for.
         minor_compressor: How those are stored.
         consolidate: Long-term memories into which the keyframes that leave are merged, cell by cell, five each,
             weighted by their usage; read with the conditioning row.
@@ -170,6 +171,12 @@ class KeyframeMemory:
         """Return the names of the scores that gate, keep, fill and pointers read."""
         return frozenset().union(*map(reads, self._rules()))
 
+    def minor_slots(self, slots: int) -> int:
+        """Return how many minor frames are held on a host that codes `slots` memories."""
+        anchored = self.temporal in ("anchor", "prompt")
+        left = slots - self.recent - (0 if anchored else self.capacity)
+        return self.minor if self.select.chooses else max(0, min(self.minor, left))
+
     @property
     def relation(self) -> Relation | None:
         """What eviction and retrieval ask between a frame and the memories held; None where neither asks."""
@@ -193,12 +200,11 @@ class KeyframeMemory:
             ValueError: They do not.
         """
         anchored = self.temporal in ("anchor", "prompt")
-        coded = self.recent + (0 if anchored or self.select.chooses else self.capacity + self.minor)
+        coded = self.recent + (0 if anchored or self.select.chooses else self.capacity)
         if coded > slots:
-            minor = f", minor={self.minor}" if self.minor else ""
             raise ValueError(
-                f"recent={self.recent}{minor} and capacity={self.capacity} make {coded} memories with a temporal code "
-                f"of their own, and this SAM 2 has {slots} (num_maskmem - 1). Choose at most {slots} together, "
+                f"recent={self.recent} and capacity={self.capacity} make {coded} memories with a temporal code of "
+                f"their own, and this SAM 2 has {slots} (num_maskmem - 1). Choose at most {slots} together, "
                 "temporal='anchor', which gives keyframes the conditioning row, or select=Relevant(), which chooses "
                 "among them at each frame."
             )

@@ -103,6 +103,7 @@ class Selection:
 
     def begin(self, moment: Moment) -> None:
         """Take up tracking at `moment`: what lies ahead in this direction will be tracked again, so it leaves."""
+        self.minor.capacity = self.method.minor_slots(moment.slots)
         for frame_idx in self.held():
             if not moment.past(frame_idx) and frame_idx not in self.corrected:
                 self.forget(frame_idx)
@@ -276,7 +277,7 @@ class Selection:
             self.trusted = [*self.trusted, frame_idx][-self.last.pointers :]
         if decision.kept:
             self.accept(record, pending.reference)
-        elif decision.trusted and self.method.minor:
+        elif decision.trusted and self.minor.capacity:
             self._hold(record, self.minor, pending.reference)
         return record, decision.kept
 
