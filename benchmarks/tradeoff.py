@@ -28,10 +28,10 @@ from benchmarks import _tables as tables
 from benchmarks._compare import Difference, Group, Result, difference, keep_results, load_groups
 from benchmarks._parts import add_real_data, parts
 from benchmarks._store import write_text
-from benchmarks._values import parse_pair
+from benchmarks._values import parse_value
 from benchmarks.codecs import bytes_at_1024, tokens_at_1024
 from benchmarks.run import add_arguments, carry_out, make_plan
-from sam2_keyframe import Identity, KeyframeMemory, make_method
+from sam2_keyframe import KeyframeMemory
 
 RESULTS = Path(__file__).parent / "results" / "tradeoff"
 DEV_CLIPS, TEST_CLIPS, MORE_CLIPS, FRAMES = 24, 30, 120, 36
@@ -114,18 +114,23 @@ def _both(codec: str, scheme: str) -> tuple[str, list[str]]:
 
 def cost(group: Group, result: Result) -> Cost:
     """Return what a run's setting takes and loses against the uncompressed method on the same clips."""
-    spec = result.metrics["config"]["method"]
-    method = make_method(spec["name"], **dict(map(parse_pair, spec["set"])))
-    stored, most = method.capacity * bytes_at_1024(method.compressor), 5 * bytes_at_1024(Identity())
-    tokens, all_tokens = _keys(method), _keys(KeyframeMemory())
     uncompressed = _uncompressed(group)
+    method, plain = _method(result), _method(uncompressed)
+    stored, most = (each.capacity * bytes_at_1024(each.compressor) for each in (method, plain))
+    tokens, all_tokens = _keys(method), _keys(plain)
     loss = None if result is uncompressed else difference(result, uncompressed)
     return Cost(stored, tokens, most / max(stored, 1), all_tokens / tokens, loss)
 
 
+def _method(result: Result) -> KeyframeMemory:
+    """Return the method as it was run; what a name stands for may change."""
+    found: KeyframeMemory = parse_value(result.metrics["config"]["method"]["repr"])
+    return found
+
+
 def _keys(method: KeyframeMemory) -> int:
     each, whole = tokens_at_1024(method.attend), 64 * 64
-    memories = 5 if method.fill is True else method.capacity
+    memories = method.capacity if method.fill is False else 5
     return whole + memories * each + (each if getattr(method.attend, "conditioning", False) else whole)
 
 
@@ -138,12 +143,13 @@ def table(groups: Sequence[Group]) -> str:
     lines = [
         "# Smaller memories, fewer tokens: what they cost",
         "",
-        "Our default method, its keyframes stored by a codec and its memories attended to by a token scheme. Made from "
-        "the files beside it by `python -m benchmarks.tradeoff table`, the pictures by `plot`.",
+        "A keyframe method, its keyframes stored by a codec and its memories attended to by a token scheme. `keyframe` "
+        "stands for the choices that the files beside this one record (`repr`): the default when these were run, five "
+        "keyframes (`KeyframeMemory()`). Made by `python -m benchmarks.tradeoff table`, the pictures by `plot`.",
         "",
         "J&F in percent; differences in points with 95 % intervals, paired by clip. Keyframes: what the spatial "
-        "memories of five of them take at 1024 px. Spatial keys: attended to at 1024 px once the bank is full (prompt, "
-        "newest, five keyframes). Bank: MiB on the device as measured in these runs, mean over frames, with the "
+        "memories of all that are held take at 1024 px. Spatial keys: attended to at 1024 px once the bank is full "
+        "(prompt, newest, five more). Bank: MiB on the device as measured in these runs, mean over frames, with the "
         "prompt, the newest frames, mask logits, pointers and references, which no codec touches. Tokens: measured, "
         "mean over frames, pointers included.",
         "",
@@ -213,7 +219,7 @@ def plot(groups: Sequence[Group], folder: Path) -> None:
         schemes = {name: [(f"attend={s}",) for s in family] for name, family in SCHEMES.items()}
         both = {"codec and scheme": [(f"compressor={c}", f"attend={s}") for c, s in BOTH]}
         shown: tuple[tuple[str, Any, Any], ...] = (
-            ("KiB of five keyframes' memories at 1024 px", codecs | both, lambda r, c: c.stored / 1024),
+            ("KiB of the keyframes' memories at 1024 px", codecs | both, lambda r, c: c.stored / 1024),
             ("MiB of the whole bank, measured", codecs | both, lambda r, c: r.occupancy("mib")),
             ("spatial keys attended to at 1024 px", schemes | both, lambda r, c: c.tokens),
         )

@@ -8,6 +8,7 @@ from PIL import Image
 from benchmarks import tradeoff
 from benchmarks._compare import Difference, load_groups
 from benchmarks.tradeoff import Cost, cost, main, runs
+from sam2_keyframe import make_method
 
 SMALL = ["--image-size", "64", "--clips", "2", "--frames", "12", "--size", "64"]
 
@@ -35,14 +36,15 @@ def made(tmp_path_factory):
 def test_every_setting_is_counted_at_1024_px(made):
     costs = made[2]
     assert len(costs) == len(runs()) == 7
-    full = 5 * 64 * 64 * 64 * 2
+    held = make_method("keyframe").capacity
+    full = held * 64 * 64 * 64 * 2
     assert {label: each.stored for label, each in costs.items() if label != "stock"} == {
         "keyframe": full,
-        "keyframe compressor=Int8()": full // 2 + 5 * 64 * 4,
+        "keyframe compressor=Int8()": full // 2 + held * 64 * 4,
         "keyframe attend=Pool(2)": full,
         "keyframe attend=Pool(2, conditioning=True)": full,
-        "keyframe compressor=Int8() attend=Pool(2)": full // 2 + 5 * 64 * 4,
-        "keyframe capacity=1 fill=False": full // 5,
+        "keyframe compressor=Int8() attend=Pool(2)": full // 2 + held * 64 * 4,
+        "keyframe capacity=1 fill=False": full // held,
     }
     assert {label: each.tokens for label, each in costs.items() if "compressor" not in label} == {
         "stock": 7 * 4096,
