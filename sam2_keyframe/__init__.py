@@ -3,7 +3,7 @@
 Importing the package changes nothing.
 """
 
-from sam2_keyframe.attention import ATTEND, Foveated, Pool, Whole
+from sam2_keyframe.attention import ATTEND, Foveated, Pool, SalientTokens, Whole
 from sam2_keyframe.buffer import (
     EVICTION,
     LeastSignificant,
@@ -116,6 +116,7 @@ __all__ = [
     "SELECTION",
     "SceneBoundary",
     "StableArea",
+    "SalientTokens",
     "Stream",
     "Threshold",
     "Visible",

@@ -173,5 +173,6 @@ class Store:
         return total
 
     def tensors(self) -> list[Tensor]:
-        """Return what the compressed memories consist of."""
-        return [tensor for _, payload in self.payloads.values() for tensor in payload.tensors()]
+        """Return what the compressed memories consist of, the newest one included where its frame has left."""
+        payloads = [*(payload for _, payload in self.payloads.values()), *self._latest.values()]
+        return [tensor for payload in payloads for tensor in payload.tensors()]

@@ -139,7 +139,7 @@ class KeyframeMemory:
             )
         if self.select.on_device and getattr(self.attend, "reads_masks", False):
             raise ValueError(
-                f"attend={self.attend!r} asks for the mask of every memory read, and select={self.select!r} chooses "
+                f"attend={self.attend!r} goes by what is stored with each memory, and select={self.select!r} chooses "
                 "memories on the device: choose attend=Pool(2)"
             )
 

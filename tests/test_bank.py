@@ -210,7 +210,7 @@ def test_a_corrected_frame_becomes_a_keyframe(predictor: Any, clip_folder: Any, 
 
 def test_the_hosts_dict_is_the_truth(predictor: Any, clip_folder: Any, clip: Any) -> None:
     """A frame that the user takes out of SAM 2's dict is forgotten; one that is prompted leaves the bank."""
-    sk.wrap(predictor, "keyframe", keep=0.0, gate=sk.Always())
+    sk.wrap(predictor, "keyframe", keep=0.0, gate=sk.Always(), capacity=5)
     state = predictor.init_state(str(clip_folder))
     predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
     for _ in predictor.propagate_in_video(state, max_frame_num_to_track=10):

@@ -100,7 +100,7 @@ def test_compressed_memories_are_what_the_codec_restores(predictor: Any, clip_fo
     codec = sk.Chain(sk.PCA(0.25), sk.Int8())
     told = {}
     for name, compressor in (("whole", sk.Identity()), ("packed", codec)):
-        with sk.wrap(predictor, "keyframe", keep=sk.EveryNth(2), gate=sk.Always(), compressor=compressor):
+        with sk.wrap(predictor, "keyframe", keep=sk.EveryNth(2), gate=sk.Always(), compressor=compressor, capacity=5):
             state = _state(predictor, clip_folder, clip)
             bank = state["output_dict_per_obj"][0][KEY]
             told[name] = sk.memory_stats(state)[1].last.memory.nbytes
@@ -148,7 +148,7 @@ def test_motion_may_choose_another_mask(predictor: Any, clip_folder: Any, clip: 
 
 
 def test_scenes_keep_the_frame_before(predictor: Any, clip_folder: Any, clip: Any) -> None:
-    with sk.wrap(predictor, "keyframe", keep=sk.Frames((7, 15)), keep_before=True, gate=sk.Always()):
+    with sk.wrap(predictor, "keyframe", keep=sk.Frames((7, 15)), keep_before=True, gate=sk.Always(), capacity=5):
         state = _state(predictor, clip_folder, clip)
         row = sk.memory_stats(state)[1].last
     assert {6, 7, 14, 15} <= set(row.attended)

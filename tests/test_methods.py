@@ -18,7 +18,8 @@ from sam2_keyframe.types import KeyframeFilter
 
 LOOSE = sk.KeyframeMemory(keep=0.05)
 SETTINGS: dict[str, sk.KeyframeMemory] = {
-    **{name: sk.make_method(name) for name in sk.METHODS if name != "genetic"},
+    **{name: sk.make_method(name) for name in sk.METHODS if name not in ("genetic", "compact")},
+    "compact": sk.make_method("compact", attend=sk.Foveated(0.2, 2)),  # the model's grid is of 4 x 4
     "genetic": sk.make_method("genetic", frames=(3, 9, 21, 30)),
     "samurai by motion": sk.make_method("samurai", kalman=True),
     "stride 3": sk.make_method("stride", r=3),
