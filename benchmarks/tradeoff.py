@@ -155,8 +155,8 @@ def table(groups: Sequence[Group]) -> str:
         "J&F in percent; differences in points with 95 % intervals, paired by clip. Keyframes: what the spatial "
         "memories of all that are held besides the newest take at 1024 px. Spatial keys: attended to at 1024 px once "
         "the bank is full (prompt, newest, five more). Bank: MiB on the device as measured in these runs, "
-        "mean over frames, with the prompt, the newest frames, mask logits, pointers and references, which no codec touches. Tokens: measured, "
-        "mean over frames, pointers included.",
+        "mean over frames, with the prompt, the newest frames, mask logits, pointers and references, "
+        "which no codec touches. Tokens: measured, mean over frames, pointers included.",
         "",
     ]
     for group in sorted(groups, key=_order):
