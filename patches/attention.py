@@ -114,6 +114,7 @@ class AttentionHook:
         prompts: Container[int],
         moment: Moment,
         grid: tuple[int, int],
+        newest: Tensor | None = None,
     ) -> TokenLayout:
         """Return the layout of one read: the newest memory whole, prompted ones as the scheme says, the rest by it.
 
@@ -124,22 +125,25 @@ class AttentionHook:
             prompts: Indices of frames that the user prompted; others among the conditioning frames are keyframes.
             moment: The frame being tracked.
             grid: (h, w) of a memory.
+            newest: The newest memory's features, wherever the view shows it; None: that of the last slot.
 
         Raises:
             ValueError: The scheme's windows do not divide the grid.
         """
         memories = shown_memories(view, selected, moment)
-        newest = len(memories) - 1 if len(memories) > sum(t in selected for t, _ in memories) else None
+        last = len(memories) - 1 if len(memories) > sum(t in selected for t, _ in memories) else None
+        if newest is not None:
+            last = next((i for i, (_, entry) in enumerate(memories) if entry["maskmem_features"] is newest), None)
         plans = []
         for i, (t, entry) in enumerate(memories):
-            scheme = scheme_for(attend, conditioning=t in prompts, newest=i == newest)
+            scheme = scheme_for(attend, conditioning=t in prompts, newest=i == last)
             if isinstance(scheme, SalientTokens):
                 plans.append(scheme.plan(grid, drawn=self._drawn.get(entry["object_score_logits"])))
             else:
                 plans.append(self._plan(scheme, grid, entry["pred_masks"]))
         watched = None
-        if isinstance(attend, SalientTokens) and newest is not None:
-            watched = memories[newest][1]["object_score_logits"]  # neither moved nor shown with another memory
+        if isinstance(attend, SalientTokens) and last is not None:
+            watched = memories[last][1]["object_score_logits"]  # neither moved nor shown with another memory
         return TokenLayout(grid, tuple(plans), watched)
 
     def _plan(self, scheme: Attend, grid: tuple[int, int], mask: Tensor) -> Plan:

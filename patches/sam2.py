@@ -166,7 +166,9 @@ class Sam2Patch:
         embed = None
         if self.method.select.on_device:
             embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, call["feat_sizes"][-1])
-        memories, pointers = self._bank(None, output_dict).memories(cond, moment, len(read), embed)
+        memories, pointers = self._bank(None, output_dict).memories(
+            cond, moment, len(read), embed, tracking=self._step is not None
+        )
         view, anchors = memory_view(memories, pointers, prompts, non_cond, moment, self.predictor.maskmem_tpos_enc)
         tokens = (len(read) + len(memories)) * call["feat_sizes"][-1][0] * call["feat_sizes"][-1][1]
         with self._anchors_allowed(anchors, read, view):
@@ -178,7 +180,10 @@ class Sam2Patch:
                     moment.frame_idx, view["cond_frame_outputs"], self.predictor.max_cond_frames_in_attn
                 )
                 grid = call["feat_sizes"][-1]
-                layout = self._attention.read_layout(self.method.attend, view, shown_prompts, cond, moment, grid)
+                newest = next((m.entry["maskmem_features"] for m in memories if m.code == 0), None)
+                layout = self._attention.read_layout(
+                    self.method.attend, view, shown_prompts, cond, moment, grid, newest
+                )
                 tokens = layout.tokens
                 with self._attention.layout(layout):
                     result = original(**shown)
@@ -229,9 +234,8 @@ class Sam2Patch:
         start = time.perf_counter()
         moment = self._moment(frame_idx, call["reverse"], state["num_frames"])
         bank.begin(moment)
-        corrected = bank.protected(frame_idx)
+        corrected = bank.pass_over(frame_idx, moment)
         if corrected is not None:
-            bank.trim(moment.then())
             return corrected, corrected["pred_masks"].to(self.predictor.device, non_blocking=True)
         step = self._step = Step(track=bank.track)
         try:
@@ -264,7 +268,10 @@ class Sam2Patch:
         if hasattr(self.predictor.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
             masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
         step.candidates = masks, ious
-        if step.track is None or ious.shape[1] == 1:
+        if step.track is None:
+            return None
+        if ious.shape[1] == 1:
+            step.measured["kalman_overlap"] = ious.new_full((), float("nan"))
             return None
         visible = torch.where(score[..., None, None] > 0, masks, -1.0)
         ranking, step.measured["kalman_overlap"] = step.track.choose(visible, ious)
@@ -305,12 +312,14 @@ class Sam2Patch:
         return result
 
     def _clear_prompts(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
-        """Follow SAM 2 when it makes a prompted frame an ordinary one."""
+        """Follow SAM 2 when it makes a prompted or corrected frame an ordinary one."""
         state, frame_idx = call["inference_state"], call["frame_idx"]
         output_dict = state["output_dict_per_obj"].get(state["obj_id_to_idx"].get(call["obj_id"]), {})
         was_prompt = frame_idx in output_dict.get("cond_frame_outputs", {})
         result = original(**call)
         bank, entry = output_dict.get(KEY), output_dict.get("non_cond_frame_outputs", {}).get(frame_idx)
-        if was_prompt and isinstance(bank, MemoryBank) and entry is not None and has_memory(entry):
-            bank.prompted(frame_idx, entry, None, cond=False)
+        if not isinstance(bank, MemoryBank) or entry is None or not has_memory(entry):
+            return result
+        if was_prompt or frame_idx in bank.selection.corrected:
+            bank.taken_back(frame_idx, entry)
         return result

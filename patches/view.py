@@ -89,8 +89,8 @@ def _recoded(memory: Memory, tpos: Tensor) -> Mapping[str, Any]:
 def _beyond(moment: Moment, cond: Mapping[int, Any], taken: int) -> int:
     """Return a free index on the side that is still to come, where SAM 2 reads no pointer."""
     if moment.reverse:
-        return min(0, moment.frame_idx, *cond) - 1 - taken
-    return max(moment.frame_idx, *cond) + 1 + taken
+        return min([0, moment.frame_idx, *cond]) - 1 - taken
+    return max([moment.frame_idx, *cond]) + 1 + taken
 
 
 def closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:

@@ -168,7 +168,7 @@ class Player:
         frame_idx = step.frame_idx
         if step.kind is Kind.CLEARED:
             entry = thing.non_cond[frame_idx] = thing.cond.pop(frame_idx)
-            thing.bank.prompted(frame_idx, entry, None, cond=False)
+            thing.bank.taken_back(frame_idx, entry)
             return
         prompted, entry = step.kind is Kind.PROMPT, dict(self._entry)
         (thing.cond if prompted else thing.non_cond)[frame_idx] = entry
@@ -182,8 +182,7 @@ class Player:
         bank, cond = thing.bank, thing.cond
         moment = self.geometry.moment(step.frame_idx, step.kind is Kind.REVERSE, self.recording.num_frames)
         bank.begin(moment)
-        if bank.protected(step.frame_idx) is not None:
-            bank.trim(moment.then())
+        if bank.pass_over(step.frame_idx, moment) is not None:
             return
         prompts = allowed_prompts(cond, self.method.conditioning, moment)
         read = closest(step.frame_idx, prompts, self.geometry.prompts)

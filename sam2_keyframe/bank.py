@@ -38,6 +38,7 @@ class MemoryBank:
         self.non_cond = non_cond
         self.selection = Selection(method)
         self.store = Store(non_cond, method.retain == "all", method.keep_masks)
+        self.selection.usable = self.store.usable
         self.stats = MemoryStats()
         self.track = None if method.choice is None else Track(method.choice)
         self.long_term = LongTerm(method.consolidate)
@@ -51,15 +52,20 @@ class MemoryBank:
 
     def begin(self, moment: Moment) -> None:
         """Take up tracking at `moment`: what lies ahead in this direction will be tracked again, so it leaves."""
-        self.settle()
         if self.selection.restarts(moment):
+            self.settle()
             self.long_term.clear()
             if self.track is not None:
                 self.track.reset()
         self.selection.begin(moment)
 
     def memories(
-        self, cond: Mapping[int, Entry], moment: Moment, prompts: int, image_embed: Tensor | None = None
+        self,
+        cond: Mapping[int, Entry],
+        moment: Moment,
+        prompts: int,
+        image_embed: Tensor | None = None,
+        tracking: bool = True,
     ) -> tuple[list[Memory], dict[int, int]]:
         """Return the memories to attend to, and the frames whose pointers are read, besides the prompted frames.
 
@@ -68,10 +74,12 @@ class MemoryBank:
             moment: The frame to be tracked.
             prompts: How many of them are attended to.
             image_embed: (1, C, H/16, W/16) features of the frame to be tracked.
+            tracking: Whether the frame is tracked; False where SAM 2 infers a click, which moves nothing.
         """
         self.settle()
         self.reconcile(cond)
-        self._age(moment)
+        if tracking:
+            self._age(moment)
         chosen = self._choose(moment, prompts, image_embed)
         prompted = any(moment.distance(idx) >= 0 for idx in cond)
         pointers = self.selection.pointers(moment, self.non_cond.keys(), prompted)
@@ -87,12 +95,12 @@ class MemoryBank:
         self.selection.prompts = {idx: reference for idx, reference in prompts.items() if idx in cond}
 
     def _choose(self, moment: Moment, prompts: int, image_embed: Tensor | None) -> list[Memory]:
-        newest, held, count = self.selection.choose(moment, self.store.usable, prompts)
+        newest, held, count = self.selection.choose(moment, prompts)
         temporal = self.method.temporal
         merged = [Memory(None, entry, moment.slots) for entry in self.long_term.entries]
         self.retrieved = None
         if len(held) > count:
-            if image_embed is not None:
+            if image_embed is not None and count:
                 return [*self._retrieve(newest, held, count, moment, image_embed), *merged]
             held = held[:count]
         grid = moment if self.method.stride is None else moment.with_stride(self.method.stride)
@@ -143,6 +151,7 @@ class MemoryBank:
 
     def observe(self, entry: Entry, frame: TrackedFrame | None, moment: Moment, cond: Mapping[int, Entry]) -> None:
         """Take in a tracked frame; its scores go to the host without waiting for them."""
+        self.settle()
         frame_idx = moment.frame_idx
         self._forget(frame_idx)
         self.store.put(frame_idx, entry)
@@ -164,8 +173,28 @@ class MemoryBank:
             row.evicted = tuple(self.evicted)
             self.evicted.clear()
 
+    def pass_over(self, frame_idx: int, moment: Moment) -> Entry | None:
+        """Return a corrected frame's entry that is not to be tracked over again, and go on behind it; or None."""
+        entry = self.protected(frame_idx)
+        if entry is not None:
+            self.settle()
+            self.selection.pass_over(frame_idx)
+            self.trim(moment.then())
+        return entry
+
+    def taken_back(self, frame_idx: int, entry: Entry) -> None:
+        """Follow the host where the user took back a frame's prompts or corrections: it is an ordinary one again."""
+        self.settle()
+        self._forget(frame_idx)
+        self.store.put(frame_idx, entry)
+
+    def let_go_corrections(self, most: int) -> None:
+        """Protect the newest `most` corrected frames alone."""
+        for frame_idx in sorted(self.selection.corrected)[:-most]:
+            self._forget(frame_idx)
+
     def prompted(self, frame_idx: int, entry: Entry, frame: TrackedFrame | None, cond: bool) -> None:
-        """Take in a frame that the user prompted or corrected, or a prompt that was taken back (`frame` None).
+        """Take in a frame that the user prompted or corrected; `frame` is None where its pixels are not at hand.
 
         A prompted frame is what later ones are compared with; a corrected one becomes a keyframe unasked.
         """
@@ -183,7 +212,7 @@ class MemoryBank:
                 self.selection.prompts[frame_idx] = reference
             return
         self.store.put(frame_idx, entry)
-        if frame is not None and (self.method.capacity or self.method.protect_corrections):
+        if self.method.capacity or self.method.protect_corrections:
             self.stats.keyframes += 1
             self.selection.correct(frame_idx, reference)
 
@@ -213,9 +242,9 @@ class MemoryBank:
         """Let go what the frame at `moment`, the next one, will neither read nor hold."""
         self.store.land()
         self._age(moment)
-        newest, chosen, _ = self.selection.choose(moment, self.store.usable, prompts=0)
+        newest, chosen, _ = self.selection.choose(moment, prompts=0)
         wanted = {*newest, *chosen, *self.selection.held(), *self.selection.window}
-        wanted |= set() if self.fresh is None else {self.fresh}
+        wanted |= {idx for idx in (self.fresh, self.selection.before_keyframe()) if idx is not None}
         stride = self.method.stride or moment.stride
         if stride > 1 and self.method.fill is True:
             reach = moment.with_stride(stride).reach

@@ -241,6 +241,11 @@ class RollingBuffer:
                 relevance = share if math.isnan(record.relevance) else 0.2 * record.relevance + 0.8 * share
                 self._held[frame_idx] = replace(record, usage=record.usage + share, relevance=relevance)
 
+    def refresh(self) -> None:
+        """Forget what the frames tracked so far made of those held, as where tracking turns round."""
+        fresh = {"survived": 0, "relevance": math.nan, "usage": 0.0}
+        self._held = {idx: replace(record, **fresh) for idx, record in self._held.items()}  # type: ignore[arg-type]
+
     def discard(self, frame_idx: int) -> None:
         """Forget a frame, if it is held."""
         self._held.pop(frame_idx, None)

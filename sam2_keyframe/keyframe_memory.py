@@ -133,9 +133,14 @@ class KeyframeMemory:
         relations = {getattr(rule, "relation", None) for rule in (self.evict, self.select)} - {None}
         if len(relations) > 1:
             raise ValueError(f"evict and select measure different relations: {relations}. Give both the same one")
-        if self.select.on_device and self.temporal == "slot":
+        if self.select.on_device and self.temporal in ("slot", "prompt"):
             raise ValueError(
-                f"select={self.select!r} chooses on the device, where true slots are not known: choose temporal='rank'"
+                f"select={self.select!r} chooses on the device, where temporal={self.temporal!r} has no frame "
+                "to go by: choose temporal='rank' or 'anchor'"
+            )
+        if isinstance(self.fill, KeyframeFilter) and self.temporal == "slot":
+            raise ValueError(
+                f"fill={self.fill!r} reads frames that have no slot of their own: choose another temporal than 'slot'"
             )
         if self.select.on_device and getattr(self.attend, "reads_masks", False):
             raise ValueError(

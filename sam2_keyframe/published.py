@@ -128,13 +128,15 @@ def dam4sam() -> KeyframeMemory:
 def d4sm() -> KeyframeMemory:
     """DAM4SAM, bounded: as `dam4sam`, but an anchor's pointer is read only while it is among SAM 2's t-1 .. t-15.
 
+    Over a long occlusion those run out, where upstream keeps the pointers of the last 15 visible frames.
+
     Source: alanlukezic/d4sm (Apache-2.0), the bounded multi-object version of DAM4SAM. There pointers are coded by
     rank, gaps in the temporal codes count the anchors in between, and reverse is not handled.
     """
     return replace(dam4sam(), temporal="anchor")
 
 
-def sam3(r: int = 1) -> KeyframeMemory:
+def sam3() -> KeyframeMemory:
     """SAM 3's frame filter: the newest frame, and the last five whose effective score exceeds 0.01.
 
     The effective score is max(0, 2 sigmoid(object score) - 1) x predicted IoU. The pointers of the last 15 such frames

@@ -99,6 +99,7 @@ class DropRedundant(Choice):
     ) -> Sequence[FrameRecord]:
         """Return at most `count` of the nearest, nearest first."""
         near = Nearest().choose(held, newest, count, moment, prompts)
+        near = [record for record in near if moment.distance(record.frame_idx) <= moment.reach]  # as SAM 2 reads
         if newest is None or len(near) + 1 + prompts < self.at_least:
             return near
         places = range(len(near))

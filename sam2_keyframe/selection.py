@@ -70,7 +70,9 @@ class Selection:
         window: Frames that a filtered fill reads, oldest first.
         trusted: Frames whose pointers are read by rank, oldest first.
         prompts: What describes the prompted frames.
-        references: What describes the frames held, where something compares with all of them.
+        references: What describes the corrected frames and, where something compares with all of them, those held.
+        compares_all: Whether something compares with every frame held.
+        usable: Whether a frame's spatial memory is at hand.
         last: Where tracking stood last.
         last_key: The newest keyframe.
     """
@@ -91,6 +93,7 @@ class Selection:
         self.last: Moment | None = None
         self.last_key: int | None = None
         scorers = [*method.scorers()]
+        self.usable: Callable[[int], bool] = lambda frame_idx: True
         self.compares_all = method.relation is not None or method.select.on_device
         self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in scorers)
 
@@ -98,6 +101,11 @@ class Selection:
         """Return the frames held: corrected ones, keyframes and minor ones, those still ageing included."""
         buffered = [record.frame_idx for buffer in (self.buffer, self.minor) for record in buffer]
         return [*self.corrected, *buffered, *self.ageing]
+
+    def keyframes(self) -> list[int]:
+        """Return the keyframes held, corrected frames and those still ageing included."""
+        ageing = [idx for idx, (_, buffer) in self.ageing.items() if buffer is self.buffer]
+        return [*self.corrected, *(record.frame_idx for record in self.buffer), *ageing]
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -128,55 +136,63 @@ class Selection:
     def _restart(self, moment: Moment) -> None:
         """Start a pass: of the past, what lies behind `moment` in the same direction still counts."""
         before, self.history = self.history, History(records=deque(maxlen=RECORDS))
-        self.last_key = min(filter(moment.past, self.held()), key=moment.distance, default=None)
-        if self.last is None or self.last.reverse == moment.reverse:
+        self.last_key = min(filter(moment.past, self.keyframes()), key=moment.distance, default=None)
+        if self.last_key is not None:
+            self.history.keyframe = self.references.get(self.last_key)
+        if self.last is not None and self.last.reverse != moment.reverse:
+            self.buffer.refresh()
+        else:
             self.history.records.extend(r for r in before.records if moment.past(r.frame_idx))  # type: ignore[attr-defined]
             if before.keyframe is not None and moment.past(before.keyframe.frame_idx):
                 self.history.keyframe = before.keyframe
 
-    def choose(self, moment: Moment, usable: Callable[[int], bool], prompts: int) -> tuple[list[int], list[int], int]:
+    def choose(self, moment: Moment, prompts: int) -> tuple[list[int], list[int], int]:
         """Return the newest frames to attend to, the frames held to choose from, and how many of those to attend to.
 
         More are held than attended to only where the method's `select` decides on the device.
 
         Args:
             moment: The frame to be tracked.
-            usable: Whether a frame's spatial memory is at hand.
             prompts: Conditioning frames that are attended to.
         """
         method = self.method
-        held, count = self._select(moment, usable, prompts)
+        held, count = self._select(moment, prompts)
         if isinstance(method.fill, KeyframeFilter):
             anchored = method.temporal in ("anchor", "prompt")
             free = moment.slots - min(len(held), count) + (1 - prompts if anchored else 0)
-            newest = [idx for idx in self.window if idx not in held and usable(idx)]
+            newest = [idx for idx in self.window if idx not in held and self.usable(idx)]
             return newest[-max(1, free) :], held, count
         grid = moment if method.stride is None else moment.with_stride(method.stride)
         places = [(code, grid.slot(code)) for code in range(moment.slots)]
-        places = [(code, idx) for code, idx in places if usable(idx) and idx not in held]
+        places = [(code, idx) for code, idx in places if self.usable(idx) and idx not in held]
         newest = [idx for code, idx in places if code < method.recent]
         if method.fill:
             free = moment.slots - len(newest) - min(len(held), count)
             newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
         return newest, held, count
 
-    def _select(self, moment: Moment, usable: Callable[[int], bool], prompts: int) -> tuple[list[int], int]:
+    def _select(self, moment: Moment, prompts: int) -> tuple[list[int], int]:
         select, anchored = self.method.select, self.method.temporal in ("anchor", "prompt")
-        records = [record for buffer in (self.buffer, self.minor) for record in buffer]
-        records = [r for r in records if moment.past(r.frame_idx) and usable(r.frame_idx)]
-        corrected = [idx for idx in self.corrected if moment.past(idx) and usable(idx)]
-        corrected.sort(key=moment.distance)
+
+        def there(frame_idx: int) -> bool:
+            return moment.past(frame_idx) and self.usable(frame_idx)
+
+        keyframes, minor = ([r for r in buffer if there(r.frame_idx)] for buffer in (self.buffer, self.minor))
+        corrected = sorted(filter(there, self.corrected), key=moment.distance)
         room = max(0, moment.slots - self.method.recent)
+        corrected = corrected[: -(-room // 2)]  # the nearest, so that they do not crowd out the rest
         if anchored and not select.chooses:
-            room = len(records) + len(corrected)
-        corrected = corrected[:room]
+            room = len(keyframes) + len(minor) + len(corrected)
         if select.on_device:
-            held = corrected + [record.frame_idx for record in records]
+            chosen: Sequence[FrameRecord] = keyframes + minor
         else:
             newest = self.history.records[-1] if self.history.records else None
-            chosen = select.choose(records, newest, room - len(corrected), moment, prompts)
-            held = corrected + [record.frame_idx for record in chosen]
-        return sorted(held, key=moment.distance), room
+            pools = [keyframes + minor] if select.chooses else [keyframes, minor]
+            chosen = []
+            for pool in pools:
+                left = room - len(corrected) - len(chosen)
+                chosen = [*chosen, *select.choose(pool, newest, left, moment, prompts)]
+        return sorted([*corrected, *(record.frame_idx for record in chosen)], key=moment.distance), room
 
     def pointers(self, moment: Moment, stored: Collection[int], prompted: bool) -> dict[int, int]:
         """Return the frames whose pointers are read, by the index at which SAM 2 looks for them.
@@ -273,8 +289,8 @@ class Selection:
         if decision.kept and self.method.keep_before:
             self._keep_before(frame_idx, before)
         self.decided[frame_idx] = record, decision
-        if decision.trusted and rule == "ranked" and self.last is not None:
-            self.trusted = [*self.trusted, frame_idx][-self.last.pointers :]
+        if decision.trusted:
+            self._trust(frame_idx)
         if decision.kept:
             self.accept(record, pending.reference)
         elif decision.trusted and self.minor.capacity:
@@ -296,10 +312,23 @@ class Selection:
         for idx, (record, decision) in sorted(self.decided.items(), key=lambda seen: abs(seen[0] - frame_idx)):
             if moment is None or abs(idx - frame_idx) >= moment.slots or decision.kept:
                 return
-            if decision.trusted:
+            if decision.trusted and self.usable(idx):
                 decision.kept = True
                 self._hold(record, self.buffer, reference if reference and reference.frame_idx == idx else None)
                 return
+
+    def _trust(self, frame_idx: int) -> None:
+        """Let a frame's pointer be read by rank."""
+        if self.method.pointers == "ranked" and self.last is not None:
+            trusted = sorted({*self.trusted, frame_idx}, key=self.last.distance, reverse=True)
+            self.trusted = trusted[-self.last.pointers :]
+
+    def before_keyframe(self) -> int | None:
+        """Return the frame that `keep_before` would make a keyframe next, so that its memory stays."""
+        trusted = [idx for idx, (_, decision) in self.decided.items() if decision.trusted]
+        if not self.method.keep_before or self.last is None:
+            return None
+        return min(trusted, key=self.last.distance, default=None)
 
     def accept(self, record: FrameRecord, reference: Reference | None) -> None:
         """Make a frame a keyframe: later ones are compared with it."""
@@ -317,13 +346,28 @@ class Selection:
         """Take in a tracked frame that the user corrected: it becomes a keyframe unasked."""
         names = (*BASE_SCORES, *(scorer.name for scorer in self.method.scorers()))
         record = FrameRecord(frame_idx, math.nan, dict.fromkeys(names, math.nan))
-        self.decided[frame_idx] = record, Decision(trusted=True, kept=True)
-        self.accept(record, reference)
         if self.method.protect_corrections:
-            del self.ageing[frame_idx]
             self.corrected[frame_idx] = record
-        if self.method.pointers == "ranked":
-            self.trusted.append(frame_idx)
+            if reference is not None:
+                self.references[frame_idx] = reference
+        else:
+            self._hold(record, self.buffer, reference)
+        now = None if self.last is None else self.last.then()
+        if now is None or now.past(frame_idx):
+            self._pass(record, reference, now)
+
+    def pass_over(self, frame_idx: int) -> None:
+        """Pass a corrected frame that is not tracked over again: from here on it is the newest keyframe."""
+        self._pass(self.corrected[frame_idx], self.references.get(frame_idx), self.last)
+
+    def _pass(self, record: FrameRecord, reference: Reference | None, now: Moment | None) -> None:
+        self.decided[record.frame_idx] = record, Decision(trusted=True, kept=True)
+        self._trust(record.frame_idx)
+        key = self.last_key
+        if key is None or now is None or now.distance(record.frame_idx) <= now.distance(key):
+            self.last_key = record.frame_idx
+            if reference is not None:
+                self.history.keyframe = reference
 
     def age(self, moment: Moment) -> tuple[list[tuple[int, bool]], list[FrameRecord]]:
         """Move frames that are no longer recent into their buffers.
@@ -340,7 +384,8 @@ class Selection:
                 if left is not None:
                     self.references.pop(left.frame_idx, None)
                     gone += [left] if buffer is self.buffer else []
-        self.history.keyframes = [*self.prompts.values(), *self.references.values()]
+        known = [self.references[idx] for idx in self.keyframes() if idx in self.references]
+        self.history.keyframes = [*self.prompts.values(), *known]
         return entered, gone
 
     def forget(self, frame_idx: int) -> None:

@@ -41,7 +41,7 @@ class FrameStats:
         memory: Occupancy under the method, after this frame.
         stock: Occupancy that SAM 2 alone would have here.
         window: Occupancy of the lossless window here.
-        attended: Frames whose spatial memory was attended to, oldest first, conditioning frames included.
+        attended: Frames whose spatial memory was attended to, by index, conditioning frames included.
         milliseconds: Wall-clock time of SAM 2's inference for this frame and object, ours included. Work that a
             GPU still has to do when the call returns is not in it.
         host_nbytes: Bytes off the device: past mask logits, offloaded memories, all where the state is offloaded.

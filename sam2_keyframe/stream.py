@@ -16,6 +16,7 @@ from sam2_keyframe._prompts import Prompts, read_prompts
 from sam2_keyframe._state import state_from_frame, without_bars
 from sam2_keyframe._window import resize
 from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.patches.frames import KEY
 from sam2_keyframe.plugin import ATTRIBUTE, Handle, memory_stats, wrap
 from sam2_keyframe.stats import MemoryStats
 from sam2_keyframe.video import normalise
@@ -258,6 +259,9 @@ class Stream:
         for output_dict in state["output_dict_per_obj"].values():
             prompted = sorted(output_dict["cond_frame_outputs"])
             _keep(output_dict["cond_frame_outputs"], prompted[:1] + prompted[1:][1 - self._max_prompts :])
+            bank = output_dict.get(KEY)
+            if bank is not None:
+                bank.let_go_corrections(self._max_prompts)
 
 
 def _keep(per_frame: MutableMapping[int, Any], frames: list[int]) -> None:

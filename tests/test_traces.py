@@ -37,7 +37,8 @@ def _trace(
         selection.begin(moment)
         selection.age(moment)
         tracked = [at(f) for f in range(1, t)]
-        newest, held, _ = selection.choose(moment, tracked.__contains__, prompts=1)
+        selection.usable = tracked.__contains__
+        newest, held, _ = selection.choose(moment, prompts=1)
         attended[t] = {at(f) for f in (*newest, *held)}
         found = selection.pointers(moment, tracked, prompted=True)
         pointers[t] = [at(found[place]) for place in map(moment.near, range(1, 16)) if place in found]
