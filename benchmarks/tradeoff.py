@@ -240,7 +240,8 @@ def plot(groups: Sequence[Group], folder: Path) -> None:
             panel.axhline(-LOSS, color="#b0402f", lw=1, ls="--")
             if group.reference is not None:
                 panel.axhline(group.reference.jf - _uncompressed(group).jf, color="#9aa0ab", lw=1, ls=":")
-            panel.legend(frameon=False, fontsize=8)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(frameon=False, fontsize=8)
             panel.grid(color="#e6e8ec", lw=0.8)
             panel.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("J&F minus uncompressed, points")
