@@ -211,11 +211,9 @@ class Player:
             last = list(view["cond_frame_outputs"].items())[-anchors:]
             view["cond_frame_outputs"] = {**{t: prompts[t] for t in read}, **dict(last)}
         selected = list(view["cond_frame_outputs"]) if anchors else read
-        shown = shown_memories(view, selected, moment)
-        newest = len(shown) - 1 if len(shown) > sum(t in selected for t, _ in shown) else None
-        schemes = [
-            scheme_for(attend, conditioning=t in thing.cond, newest=i == newest) for i, (t, _) in enumerate(shown)
-        ]
+        prompted = len(shown_memories(view, selected, moment)) - len(memories)
+        schemes = [scheme_for(attend, conditioning=True, newest=False)] * prompted
+        schemes += [scheme_for(attend, conditioning=False, newest=memory.code == 0) for memory in memories]
         plans = [scheme.plan(grid, self._blank) for scheme in schemes]
         return sum(part.tokens(grid) for plan in plans for part in plan)
 
