@@ -168,8 +168,8 @@ def test_a_memory_is_read_by_its_own_salient_tokens(
     alive = []  # so that no two memories have the same id
     read = AttentionHook.read_layout
 
-    def layout(hook: Any, attend: Any, view: Any, selected: Any, prompts: Any, moment: Any, grid: Any) -> Any:
-        found = read(hook, attend, view, selected, prompts, moment, grid)
+    def layout(hook: Any, attend: Any, view: Any, selected: Any, prompts: Any, moment: Any, *rest: Any) -> Any:
+        found = read(hook, attend, view, selected, prompts, moment, *rest)
         shown = patch.shown_memories(view, selected, moment)
         alive.extend(e["maskmem_features"] for _, e in shown)
         plans.append({id(e["maskmem_features"]): p[0].index for (_, e), p in zip(shown, found.plans, strict=True)})
