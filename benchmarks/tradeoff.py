@@ -134,7 +134,7 @@ def _stored(method: KeyframeMemory) -> int:
 
 def _keys(method: KeyframeMemory) -> int:
     each, whole = tokens_at_1024(method.attend), 64 * 64
-    memories = method.capacity if method.fill is False else 5
+    memories = method.capacity + method.minor_slots(6) if method.fill is False else 5
     return whole + memories * each + (each if getattr(method.attend, "conditioning", False) else whole)
 
 
