@@ -18,7 +18,7 @@ SIZE = 64
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "stock": {},
     "keyframe": {},
-    "small": {"capacity": 2, "fill": False, "keep": 0.0, "pointers": "selected", "keep_masks": False},
+    "small": {"capacity": 2, "minor": 0, "fill": False, "keep": 0.0, "pointers": "selected", "keep_masks": False},
 }
 """Choices by what a run is called; `small` is `keyframe` with little room, where nearly every frame is a keyframe."""
 

@@ -124,11 +124,11 @@ class KeyframeMemory:
         self._check_scores()
 
     def _check_together(self) -> None:
-        shrinks = self.compressor != Identity() or self.consolidate > 0 or self.minor > 0
+        minor = self.minor > 0 and self.minor_compressor != Identity()
+        shrinks = self.compressor != Identity() or self.consolidate > 0 or minor
         if self.retain == "all" and shrinks:
             raise ValueError(
-                "retain='all' keeps every memory as it is: choose retain='bank' to compress, consolidate or hold minor "
-                "frames"
+                "retain='all' keeps every memory as it is: choose retain='bank' to compress or consolidate"
             )
         relations = {getattr(rule, "relation", None) for rule in (self.evict, self.select)} - {None}
         if len(relations) > 1:

@@ -156,7 +156,7 @@ def surgical(drop: int = 2) -> KeyframeMemory:
     read, no code taken). There the first memory is exempt and other prompts are not, nothing is evicted, and the
     published speed belongs to a fine-tuned model at 512 px.
     """
-    return unmeasured(fill=False, temporal="slot", select=DropRedundant(drop))
+    return unmeasured(fill=False, temporal="slot", select=DropRedundant(drop, in_reach=True))
 
 
 # -- adapted from other systems: training-free analogues, not the originals --------------------------------------------

@@ -79,6 +79,7 @@ class DropRedundant(Choice):
         drop: Memories that are left out, at least 1.
         at_least: Memories from which on some are left out, at least 1.
         relation: What measures how alike two memories are.
+        in_reach: Whether memories farther than SAM 2 itself looks are left out first.
 
     Source: Surgical SAM 2 (Liu et al. 2408.07931), inference only. There the first memory and the last are exempt,
     whatever they are; here every prompt and the newest frame, which are not among the keyframes held.
@@ -87,6 +88,7 @@ class DropRedundant(Choice):
     drop: int = 2
     at_least: int = 7
     relation: Relation = CellCosine()  # noqa: RUF009 - relations are frozen
+    in_reach: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers and the relation."""
@@ -99,7 +101,8 @@ class DropRedundant(Choice):
     ) -> Sequence[FrameRecord]:
         """Return at most `count` of the nearest, nearest first."""
         near = Nearest().choose(held, newest, count, moment, prompts)
-        near = [record for record in near if moment.distance(record.frame_idx) <= moment.reach]  # as SAM 2 reads
+        if self.in_reach:
+            near = [record for record in near if moment.distance(record.frame_idx) <= moment.reach]
         if newest is None or len(near) + 1 + prompts < self.at_least:
             return near
         places = range(len(near))

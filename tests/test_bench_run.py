@@ -177,7 +177,7 @@ def test_a_late_object_is_prompted_where_it_appears(tmp_path):
         (["run", "--model", "missing.pt"], "missing.pt: no such file"),
         (["run", "--workers", "0"], "workers=0"),
         (["run", "--set", "capacity=6"], r"keyframe capacity=6: recent=1 and capacity=6 .* has 6"),
-        (["sweep", "--grid", "recent=1,7"], r"keyframe recent=7: recent=7 and capacity=5 .* has 6"),
+        (["sweep", "--grid", "recent=1,7"], r"keyframe recent=7: recent=7 and capacity=2 .* has 6"),
         (["run", "--split", "val"], "no split 'val'"),
         (["run", "--frames", "2"], "three frames"),
         (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
