@@ -22,9 +22,8 @@ from sam2_keyframe.attention import (
     rotate,
     scheme_for,
 )
+from sam2_keyframe.patches.wrapping import Wrapping
 from sam2_keyframe.types import Moment
-
-_MISSING = object()
 
 
 def shown_memories(
@@ -82,7 +81,7 @@ class AttentionHook:
         self.predictor = predictor
         self.calls = 0
         self._modules: list[Any] = modules
-        self._before: list[Any] | None = None
+        self._wrappings: list[Wrapping] = []
         self._layout: TokenLayout | None = None
         self._tables: dict[tuple[tuple[int, int], torch.device], dict[int, Tensor]] = {}
         self._plans: Any = WeakIdKeyDictionary()  # a memory's mask logits -> (scheme, grid, its plan)
@@ -91,20 +90,17 @@ class AttentionHook:
 
     def install(self) -> None:
         """Wrap every layer's cross-attention; does nothing when it is wrapped already."""
-        if self._before is not None:
+        if self._wrappings:
             return
-        self._before = [vars(m).get("forward", _MISSING) for m in self._modules]
         for module in self._modules:
-            module.forward = types.MethodType(self._wrapped(module.forward), module)
+            self._wrappings.append(Wrapping(module))
+            self._wrappings[-1].put("forward", types.MethodType(self._wrapped(module.forward), module))
 
     def uninstall(self) -> None:
         """Put back what was there: the earlier instance attribute, or none."""
-        for module, before in zip(self._modules, self._before or (), strict=self._before is not None):
-            if before is _MISSING:
-                del module.forward
-            else:
-                module.forward = before
-        self._before = None
+        for wrapping in self._wrappings:
+            wrapping.undo()
+        self._wrappings.clear()
 
     def read_layout(
         self,

@@ -22,7 +22,14 @@ from sam2_keyframe.kalman import Track
 from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.patches.frames import KEY, Frames
-from sam2_keyframe.patches.view import allowed_prompts, closest, memory_view
+from sam2_keyframe.patches.view import (
+    allowed_prompts,
+    beside_prompts,
+    closest,
+    frames_attended,
+    memory_view,
+    pointers_read,
+)
 from sam2_keyframe.patches.wrapping import Wrapping, method_signature
 from sam2_keyframe.stats import has_memory, pointer_tokens
 from sam2_keyframe.types import FrameMemo, Memory, Moment
@@ -176,13 +183,10 @@ class Sam2Patch:
             if self._attention is None:
                 result = original(**shown)
             else:
-                shown_prompts = closest(
-                    moment.frame_idx, view["cond_frame_outputs"], self.predictor.max_cond_frames_in_attn
-                )
-                grid = call["feat_sizes"][-1]
+                selected = list(view["cond_frame_outputs"]) if anchors else read
                 newest = next((m.entry["maskmem_features"] for m in memories if m.code == 0), None)
                 layout = self._attention.read_layout(
-                    self.method.attend, view, shown_prompts, cond, moment, grid, newest
+                    self.method.attend, view, selected, cond, moment, call["feat_sizes"][-1], newest
                 )
                 tokens = layout.tokens
                 with self._attention.layout(layout):
@@ -197,12 +201,10 @@ class Sam2Patch:
         model, step = self.predictor, self._step
         if step is None:
             return
-        step.attended = tuple(sorted([*read, *(m.frame_idx for m in memories if m.frame_idx is not None)]))
-        step.tokens = tokens
+        step.attended, step.tokens = frames_attended(read, memories), tokens
         if model.use_obj_ptrs_in_encoder and cond:
-            past = [t for t in read if moment.distance(t) >= 0 or not model.only_obj_ptrs_in_the_past_for_eval]
-            own = sum(memory.pointer for memory in memories)
-            step.tokens += (len(pointers) + len(past) + own) * pointer_tokens(next(iter(cond.values())))
+            count = pointers_read(read, memories, pointers, moment, model.only_obj_ptrs_in_the_past_for_eval)
+            step.tokens += count * pointer_tokens(next(iter(cond.values())))
 
     @contextmanager
     def _anchors_allowed(self, anchors: int, read: list[int], view: dict[str, Any]) -> Iterator[None]:
@@ -212,12 +214,7 @@ class Sam2Patch:
         if not anchors:
             yield
             return
-        shown = list(view["cond_frame_outputs"].items())
-        prompts = dict(shown[:-anchors])
-        for t, entry in prompts.items():
-            if t not in read:
-                view["non_cond_frame_outputs"].setdefault(t, entry)
-        view["cond_frame_outputs"] = {**{t: prompts[t] for t in read}, **dict(shown[-anchors:])}
+        beside_prompts(view, anchors, read)
         model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval = -1, True
         try:
             yield

@@ -108,6 +108,43 @@ def closest(frame_idx: int, cond: Mapping[int, Any], cap: int) -> list[int]:
     return chosen + rest[: cap - len(chosen)]
 
 
+def beside_prompts(view: dict[str, Entries], anchors: int, read: Sequence[int]) -> None:
+    """Leave among the conditioning frames those read and the anchors; SAM 2 looks for the others in the slots.
+
+    Args:
+        view: The dict to show, changed in place.
+        anchors: How many of its conditioning frames are memories, the last ones.
+        read: Conditioning frames that SAM 2 would read of the prompts.
+    """
+    shown = list(view["cond_frame_outputs"].items())
+    prompts = dict(shown[:-anchors])
+    for t, entry in prompts.items():
+        if t not in read:
+            view["non_cond_frame_outputs"].setdefault(t, entry)
+    view["cond_frame_outputs"] = {**{t: prompts[t] for t in read}, **dict(shown[-anchors:])}
+
+
+def pointers_read(
+    read: Sequence[int], memories: Sequence[Memory], pointers: Mapping[int, int], moment: Moment, past_only: bool
+) -> int:
+    """Return how many pointers SAM 2 reads: those of tracked frames, of prompts, and of memories shown as prompts.
+
+    Args:
+        read: Conditioning frames that it attends to.
+        memories: What it attends to besides.
+        pointers: Tracked frames whose pointers it finds, by index.
+        moment: The frame being tracked.
+        past_only: Its `only_obj_ptrs_in_the_past_for_eval`.
+    """
+    prompts = sum(not past_only or moment.distance(t) >= 0 for t in read)
+    return len(pointers) + prompts + sum(memory.pointer for memory in memories)
+
+
+def frames_attended(read: Sequence[int], memories: Sequence[Memory]) -> tuple[int, ...]:
+    """Return the frames whose spatial memory is attended to, in order, where the host knows which."""
+    return tuple(sorted([*read, *(memory.frame_idx for memory in memories if memory.frame_idx is not None)]))
+
+
 def allowed_prompts(cond: Mapping[int, _Entry], most: int | None, moment: Moment) -> Mapping[int, _Entry]:
     """Return the prompted frames that may be attended to: all, or at most `most`, the first and the nearest."""
     if most is None or len(cond) <= most:

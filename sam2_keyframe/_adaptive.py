@@ -7,12 +7,47 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sam2_keyframe._logic import Combinable, check_number, check_whole, known, latest, named, score_of
+from sam2_keyframe._checks import check_number, check_whole
+from sam2_keyframe._logic import Combinable, known, latest, named, score_of
 from sam2_keyframe.types import FrameRecord
 
 
+class _AgainstPast(Combinable):
+    """A filter that compares a score with those of the last frames, once enough of them are known."""
+
+    last: int
+    warmup: int
+    fixed: float
+    of: str | None
+
+    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
+        """Return whether the score exceeds the bound or is unknown."""
+        score = score_of(record, self.of)
+        values = known(past, self.of, self.last)
+        if math.isnan(score) or len(values) < self.warmup:
+            return not score <= self.fixed
+        return self._exceeds(score, values)
+
+    def _exceeds(self, score: float, values: Sequence[float]) -> bool:
+        raise NotImplementedError
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The score's name, where one was given."""
+        return named(self.of)
+
+    def _check_window(self) -> None:
+        check_number(self, "fixed")
+        check_whole(self, "last", "warmup", least=2)
+        if self.warmup > self.last:
+            raise ValueError(
+                f"{type(self).__name__}(last={self.last!r}, warmup={self.warmup!r}): warmup must not exceed last, or "
+                "the bound would stay fixed for ever"
+            )
+
+
 @dataclass(frozen=True)
-class Adaptive(Combinable):
+class Adaptive(_AgainstPast):
     """Accept a frame whose score stands out from the last ones: above their mean + k standard deviations.
 
     Promise: of any n + 1 values, at most 1 + n / (1 + k^2) are accepted when each is compared with the n others.
@@ -40,27 +75,17 @@ class Adaptive(Combinable):
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_number(self, "k", low=0)
-        _check_window(self)
+        self._check_window()
 
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether the score exceeds the bound or is unknown."""
-        score = score_of(record, self.of)
-        values = known(past, self.of, self.last)
-        if math.isnan(score) or len(values) < self.warmup:
-            return not score <= self.fixed
+    def _exceeds(self, score: float, values: Sequence[float]) -> bool:
         # Seen from the score itself, equal values differ by exactly 0, which rounding of a mean cannot exceed.
         distances = [value - score for value in values]
         mean = statistics.fmean(distances)
         return mean + self.k * math.sqrt(statistics.fmean([(d - mean) ** 2 for d in distances])) < 0
 
-    @property
-    def reads(self) -> frozenset[str]:
-        """The score's name, where one was given."""
-        return named(self.of)
-
 
 @dataclass(frozen=True)
-class Quantile(Combinable):
+class Quantile(_AgainstPast):
     """Accept a frame whose score is above the q-quantile of the last ones.
 
     Promise: of any n + 1 values, at most (1 - q)(n + 1), or one where that is less, are accepted when each is
@@ -89,21 +114,11 @@ class Quantile(Combinable):
         check_number(self, "q", low=0, high=1)
         if self.q in (0, 1):
             raise ValueError(f"Quantile(q={self.q!r}): must lie above 0 and below 1; Always() and Never() do the rest")
-        _check_window(self)
+        self._check_window()
 
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether the score exceeds the quantile or is unknown."""
-        score = score_of(record, self.of)
-        values = known(past, self.of, self.last)
-        if math.isnan(score) or len(values) < self.warmup:
-            return not score <= self.fixed
+    def _exceeds(self, score: float, values: Sequence[float]) -> bool:
         rank = min(math.ceil(self.q * (len(values) + 1)), len(values))
         return sum(value < score for value in values) >= rank
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The score's name, where one was given."""
-        return named(self.of)
 
 
 @dataclass(frozen=True)
@@ -273,13 +288,3 @@ class StableArea(Combinable):
 def _within(record: FrameRecord, past: Sequence[FrameRecord], frames: int) -> list[FrameRecord]:
     """Return the records at most `frames` frames before the record, newest first."""
     return [earlier for earlier in latest(past, frames) if abs(record.frame_idx - earlier.frame_idx) <= frames]
-
-
-def _check_window(rule: Adaptive | Quantile) -> None:
-    check_number(rule, "fixed")
-    check_whole(rule, "last", "warmup", least=2)
-    if rule.warmup > rule.last:
-        raise ValueError(
-            f"{type(rule).__name__}(last={rule.last!r}, warmup={rule.warmup!r}): warmup must not exceed last, or the "
-            "bound would stay fixed for ever"
-        )

@@ -1,4 +1,4 @@
-"""What every filter shares: `&`, `|`, `~`, the scores it reads, and checks of its numbers."""
+"""What every filter shares: `&`, `|`, `~`, and the scores it reads."""
 
 from __future__ import annotations
 
@@ -112,21 +112,3 @@ def known(past: Sequence[FrameRecord], name: str | None, count: int) -> list[flo
 def named(*names: str | None) -> frozenset[str]:
     """Return the names of scores given; None stands for the significance, which always is there."""
     return frozenset(name for name in names if name is not None)
-
-
-def check_whole(owner: object, *fields: str, least: int = 1) -> None:
-    """Raise ValueError unless each field holds a whole number of at least `least`."""
-    for field in fields:
-        value = getattr(owner, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{type(owner).__name__}({field}={value!r}): must be a whole number of at least {least}")
-
-
-def check_number(owner: object, *fields: str, low: float = -math.inf, high: float = math.inf) -> None:
-    """Raise ValueError unless each field holds a finite number from `low` to `high`."""
-    for field in fields:
-        value = getattr(owner, field)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and low <= value <= high):
-            span = f" in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else ""
-            raise ValueError(f"{type(owner).__name__}({field}={value!r}): must be a finite number{span}")

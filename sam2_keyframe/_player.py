@@ -22,7 +22,14 @@ from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.patches.attention import shown_memories
 from sam2_keyframe.patches.frames import scoring_image
 from sam2_keyframe.patches.recording import SCORES
-from sam2_keyframe.patches.view import allowed_prompts, closest, memory_view
+from sam2_keyframe.patches.view import (
+    allowed_prompts,
+    beside_prompts,
+    closest,
+    frames_attended,
+    memory_view,
+    pointers_read,
+)
 from sam2_keyframe.scorers import Stability
 from sam2_keyframe.stats import MemoryStats, pointer_tokens
 from sam2_keyframe.types import FrameMemo, Held, History, Memory, Moment, Scorer, TrackedFrame
@@ -187,16 +194,15 @@ class Player:
         prompts = allowed_prompts(cond, self.method.conditioning, moment)
         read = closest(step.frame_idx, prompts, self.geometry.prompts)
         memories, pointers = bank.memories(cond, moment, len(read))
-        attended = sorted([*read, *(m.frame_idx for m in memories if m.frame_idx is not None)])
         tokens = self._spatial(thing, prompts, read, memories, pointers, moment)
-        past = [t for t in read if moment.distance(t) >= 0 or not self.geometry.past_pointers_only]
-        own = sum(memory.pointer for memory in memories)
-        tokens += (len(pointers) + len(past) + own) * pointer_tokens(self._entry) if cond else 0
+        if cond:
+            count = pointers_read(read, memories, pointers, moment, self.geometry.past_pointers_only)
+            tokens += count * pointer_tokens(self._entry)
         thing.held.append(sorted(bank.selection.held()))
         entry = dict(self._entry)
         bank.observe(entry, self._frame(step) if self.method.observes else None, moment, cond)
         bank.trim(moment.then())
-        bank.account(cond, moment, tuple(attended), tokens, math.nan)
+        bank.account(cond, moment, frames_attended(read, memories), tokens, math.nan)
         thing.non_cond[step.frame_idx] = entry
 
     def _spatial(
@@ -208,8 +214,7 @@ class Player:
             return (len(read) + len(memories)) * grid[0] * grid[1]
         view, anchors = memory_view(memories, pointers, prompts, thing.non_cond, moment, self._tpos)
         if anchors:
-            last = list(view["cond_frame_outputs"].items())[-anchors:]
-            view["cond_frame_outputs"] = {**{t: prompts[t] for t in read}, **dict(last)}
+            beside_prompts(view, anchors, read)
         selected = list(view["cond_frame_outputs"]) if anchors else read
         prompted = len(shown_memories(view, selected, moment)) - len(memories)
         schemes = [scheme_for(attend, conditioning=True, newest=False)] * prompted

@@ -36,9 +36,8 @@ class MemoryBank:
         self.method = method
         self.owner = owner
         self.non_cond = non_cond
-        self.selection = Selection(method)
         self.store = Store(non_cond, method.retain == "all", method.keep_masks)
-        self.selection.usable = self.store.usable
+        self.selection = Selection(method, self.store.usable)
         self.stats = MemoryStats()
         self.track = None if method.choice is None else Track(method.choice)
         self.long_term = LongTerm(method.consolidate)
@@ -96,36 +95,28 @@ class MemoryBank:
 
     def _choose(self, moment: Moment, prompts: int, image_embed: Tensor | None) -> list[Memory]:
         newest, held, count = self.selection.choose(moment, prompts)
-        temporal = self.method.temporal
-        merged = [Memory(None, entry, moment.slots) for entry in self.long_term.entries]
+        temporal, attended = self.method.temporal, held[:count]
+        codes = assign_codes(temporal, newest, attended, self.method.grid(moment))
+        memories = [Memory(idx, self.store.entry(idx), codes[idx]) for idx in newest]
         self.retrieved = None
-        if len(held) > count:
-            if image_embed is not None and count:
-                return [*self._retrieve(newest, held, count, moment, image_embed), *merged]
-            held = held[:count]
-        grid = moment if self.method.stride is None else moment.with_stride(self.method.stride)
-        code = assign_codes(temporal, newest, held, grid)
-        memories = [Memory(idx, self.store.entry(idx), code[idx]) for idx in newest]
-        memories += [Memory(idx, self.store.entry(idx), code[idx], temporal == "prompt") for idx in held]
-        return memories + merged
+        if len(held) > count > 0 and image_embed is not None:
+            entries = self._retrieve(held, count, image_embed)
+            memories += [Memory(None, entry, codes[idx]) for idx, entry in zip(attended, entries, strict=True)]
+        else:
+            memories += [Memory(idx, self.store.entry(idx), codes[idx], temporal == "prompt") for idx in attended]
+        return memories + [Memory(None, entry, moment.slots) for entry in self.long_term.entries]
 
-    def _retrieve(
-        self, newest: list[int], held: list[int], count: int, moment: Moment, image_embed: Tensor
-    ) -> list[Memory]:
-        """Let the device choose `count` of the memories held, nearest first, and gather them there."""
+    def _retrieve(self, held: list[int], count: int, image_embed: Tensor) -> list[Entry]:
+        """Let the device choose `count` of the memories held, nearest first, and gather their features there."""
         empty = Reference(-1, {})
         references = [self.selection.references.get(idx, empty) for idx in held]
         relevance: Tensor = self.method.select.relevance(image_embed, references)  # type: ignore[attr-defined]
         chosen = relevance.topk(count).indices.sort().values
         self.retrieved = held, chosen
         entries = [self.store.entry(idx) for idx in held]
-        device = image_embed.device
-        gathered = torch.cat([e["maskmem_features"].to(device) for e in entries]).index_select(0, chosen)
-        codes = assign_codes(self.method.temporal, newest, held[:count], moment)
-        memories = [Memory(idx, self.store.entry(idx), codes[idx]) for idx in newest]
-        for place, entry, features in zip(held[:count], entries, gathered.tensor_split(count), strict=False):
-            memories.append(Memory(None, {**entry, "maskmem_features": features}, codes[place]))
-        return memories
+        features = torch.cat([e["maskmem_features"].to(image_embed.device) for e in entries]).index_select(0, chosen)
+        gathered = zip(entries[:count], features.tensor_split(count), strict=True)
+        return [{**entry, "maskmem_features": features} for entry, features in gathered]
 
     def _held(self, cond: Mapping[int, Entry], moment: Moment) -> list[Held]:
         """Return the prompted frames and the frames held, which a frame just tracked is related to."""
@@ -142,12 +133,6 @@ class MemoryBank:
         return [Held(idx, partial(features, idx), known.get(idx)) for idx in past]
 
     # -- after a frame is tracked -------------------------------------------------------------------------------
-
-    def protected(self, frame_idx: int) -> Entry | None:
-        """Return a corrected frame's entry that is not to be tracked over again, or None."""
-        entry = self.store.entries.get(frame_idx)
-        corrected = frame_idx in self.selection.corrected and self.non_cond.get(frame_idx) is entry
-        return entry if corrected and entry is not None and has_memory(entry) else None
 
     def observe(self, entry: Entry, frame: TrackedFrame | None, moment: Moment, cond: Mapping[int, Entry]) -> None:
         """Take in a tracked frame; its scores go to the host without waiting for them."""
@@ -175,11 +160,13 @@ class MemoryBank:
 
     def pass_over(self, frame_idx: int, moment: Moment) -> Entry | None:
         """Return a corrected frame's entry that is not to be tracked over again, and go on behind it; or None."""
-        entry = self.protected(frame_idx)
-        if entry is not None:
-            self.settle()
-            self.selection.pass_over(frame_idx)
-            self.trim(moment.then())
+        entry = self.store.entries.get(frame_idx)
+        there = entry is not None and self.non_cond.get(frame_idx) is entry and has_memory(entry)
+        if not there or frame_idx not in self.selection.corrected:
+            return None
+        self.settle()
+        self.selection.pass_over(frame_idx)
+        self.trim(moment.then())
         return entry
 
     def taken_back(self, frame_idx: int, entry: Entry) -> None:
@@ -245,10 +232,10 @@ class MemoryBank:
         newest, chosen, _ = self.selection.choose(moment, prompts=0)
         wanted = {*newest, *chosen, *self.selection.held(), *self.selection.window}
         wanted |= {idx for idx in (self.fresh, self.selection.before_keyframe()) if idx is not None}
-        stride = self.method.stride or moment.stride
-        if stride > 1 and self.method.fill is True:
-            reach = moment.with_stride(stride).reach
-            wanted |= {idx for idx in self.store.entries if idx % stride == 0 and 0 < moment.distance(idx) <= reach}
+        grid = self.method.grid(moment)
+        if grid.stride > 1 and self.method.fill is True:
+            on_grid = [idx for idx in self.store.entries if idx % grid.stride == 0]
+            wanted |= {idx for idx in on_grid if 0 < moment.distance(idx) <= grid.reach}
         trusted = set(self.selection.trusted)
         for frame_idx, entry in list(self.store.entries.items()):
             distance = moment.distance(frame_idx)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from sam2_keyframe._checks import check_relation
 from sam2_keyframe.relations import AttentionShare, DescriptorCosine
 from sam2_keyframe.types import FrameRecord, Relation
 
@@ -103,7 +104,7 @@ class MostRedundant:
 
     def __post_init__(self) -> None:
         """Check the relation."""
-        _check_relation(self, self.relation)
+        check_relation(self, self.relation)
 
     def victim(self, held: Sequence[FrameRecord], now: int) -> FrameRecord:
         """Return the record that the others describe best."""
@@ -132,7 +133,7 @@ class MostSimilar:
 
     def __post_init__(self) -> None:
         """Check the relation."""
-        _check_relation(self, self.relation)
+        check_relation(self, self.relation)
 
     def victim(self, held: Sequence[FrameRecord], now: int) -> FrameRecord:
         """Return the held record most like the newcomer; the newcomer only where nothing else is held."""
@@ -167,7 +168,7 @@ class RelevanceFreshness:
             raise ValueError(
                 f"RelevanceFreshness(c={self.c!r}, offset={self.offset!r}): c must be at least 0 and offset above 0"
             )
-        _check_relation(self, self.relation)
+        check_relation(self, self.relation)
 
     def victim(self, held: Sequence[FrameRecord], now: int) -> FrameRecord:
         """Return the record of the lowest upper confidence bound; the newcomer only where nothing else is held."""
@@ -196,7 +197,7 @@ class LeastUsed:
 
     def __post_init__(self) -> None:
         """Check the relation."""
-        _check_relation(self, self.relation)
+        check_relation(self, self.relation)
 
     def victim(self, held: Sequence[FrameRecord], now: int) -> FrameRecord:
         """Return the least used record."""
@@ -284,11 +285,6 @@ def _age(record: FrameRecord, now: int) -> int:
 
 def _known(worth: float) -> float:
     return math.inf if math.isnan(worth) else worth
-
-
-def _check_relation(owner: object, relation: object) -> None:
-    if not isinstance(relation, Relation):
-        raise TypeError(f"{type(owner).__name__}(relation={relation!r}): give a relation such as DescriptorCosine()")
 
 
 _ALL: tuple[type, ...] = (

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sam2_keyframe._adaptive import Adaptive, Hysteresis, MotionScaled, Quantile, SceneBoundary, StableArea
-from sam2_keyframe._logic import And, Combinable, Not, Or, check_number, check_whole, named, reads, score_of
+from sam2_keyframe._checks import check_number, check_whole
+from sam2_keyframe._logic import And, Combinable, Not, Or, named, reads, score_of
 from sam2_keyframe.types import FrameRecord, KeyframeFilter
 
 __all__ = [
@@ -159,18 +160,23 @@ class EffectiveScore(Combinable):
 
 
 @dataclass(frozen=True)
-class EveryNth(Combinable):
-    """Accept every n-th frame, counted from the object's first prompt.
-
-    Attributes:
-        n: Distance between accepted frames, at least 1.
-    """
+class _Distance(Combinable):
+    """A filter by a distance in frames."""
 
     n: int = 5
 
     def __post_init__(self) -> None:
         """Check the distance."""
         check_whole(self, "n")
+
+
+@dataclass(frozen=True)
+class EveryNth(_Distance):
+    """Accept every n-th frame, counted from the object's first prompt.
+
+    Attributes:
+        n: Distance between accepted frames, at least 1.
+    """
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the frame lies on the grid."""
@@ -178,18 +184,12 @@ class EveryNth(Combinable):
 
 
 @dataclass(frozen=True)
-class Grid(Combinable):
+class Grid(_Distance):
     """Accept the frames whose index in the video is a multiple of n, wherever the prompts are.
 
     Attributes:
         n: Distance between accepted frames, at least 1.
     """
-
-    n: int = 5
-
-    def __post_init__(self) -> None:
-        """Check the distance."""
-        check_whole(self, "n")
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the frame lies on the grid."""
@@ -220,7 +220,7 @@ class Frames(Combinable):
 
 
 @dataclass(frozen=True)
-class MinGap(Combinable):
+class MinGap(_Distance):
     """Accept a frame at least n frames after the last keyframe or prompt; every frame before the first of them.
 
     Attributes:
@@ -228,12 +228,7 @@ class MinGap(Combinable):
         prompts: Whether prompts count; False: only keyframes do.
     """
 
-    n: int = 5
     prompts: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the distance."""
-        check_whole(self, "n")
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the gap is wide enough."""
@@ -241,7 +236,7 @@ class MinGap(Combinable):
 
 
 @dataclass(frozen=True)
-class MaxGap(Combinable):
+class MaxGap(_Distance):
     """Accept a frame when the last keyframe or prompt is n frames ago or more.
 
     The question of `MinGap`, asked with `|` instead of `&`: `Adaptive() | MaxGap(60)` has a keyframe every 60 frames
@@ -252,10 +247,6 @@ class MaxGap(Combinable):
     """
 
     n: int = 60
-
-    def __post_init__(self) -> None:
-        """Check the distance."""
-        check_whole(self, "n")
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether a keyframe is due."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from sam2_keyframe._checks import check_whole
 from sam2_keyframe.attention import Attend, Whole
 from sam2_keyframe.buffer import Evict, Oldest
 from sam2_keyframe.compression import Downsample, Identity
@@ -13,7 +14,7 @@ from sam2_keyframe.filters import Quality, Visible, as_filter, reads
 from sam2_keyframe.kalman import Kalman
 from sam2_keyframe.retrieval import Nearest, Select
 from sam2_keyframe.scorers import MaskIoU
-from sam2_keyframe.types import BASE_SCORES, Compressor, KeyframeFilter, Relation, Scorer
+from sam2_keyframe.types import BASE_SCORES, Compressor, KeyframeFilter, Moment, Relation, Scorer
 
 Temporal = Literal["slot", "rank", "anchor", "prompt"]
 
@@ -94,11 +95,8 @@ class KeyframeMemory:
 
     def __post_init__(self) -> None:
         """Check every choice and turn a number given as `keep` into its filter."""
-        for name, least in (("recent", 0), ("capacity", 0), ("minor", 0), ("consolidate", 0)):
-            _check_number(name, getattr(self, name), least)
-        for name in ("stride", "conditioning"):
-            if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name), 1)
+        check_whole(self, "recent", "capacity", "minor", "consolidate", least=0)
+        check_whole(self, *(name for name in ("stride", "conditioning") if getattr(self, name) is not None))
         for name in ("keep_before", "protect_corrections", "keep_masks"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r}: must be True or False")
@@ -176,10 +174,18 @@ class KeyframeMemory:
         """Return the names of the scores that gate, keep, fill and pointers read."""
         return frozenset().union(*map(reads, self._rules()))
 
+    @property
+    def anchored(self) -> bool:
+        """Whether keyframes take no slots of SAM 2: they are read beside its prompted frames."""
+        return self.temporal in ("anchor", "prompt")
+
+    def grid(self, moment: Moment) -> Moment:
+        """Return a moment with the stride of what fills the slots."""
+        return moment if self.stride is None else replace(moment, stride=self.stride)
+
     def minor_slots(self, slots: int) -> int:
         """Return how many minor frames are held on a host that codes `slots` memories."""
-        anchored = self.temporal in ("anchor", "prompt")
-        left = slots - self.recent - (0 if anchored else self.capacity)
+        left = slots - self.recent - (0 if self.anchored else self.capacity)
         return self.minor if self.select.chooses else max(0, min(self.minor, left))
 
     @property
@@ -204,8 +210,7 @@ class KeyframeMemory:
         Raises:
             ValueError: They do not.
         """
-        anchored = self.temporal in ("anchor", "prompt")
-        coded = self.recent + (0 if anchored or self.select.chooses else self.capacity)
+        coded = self.recent + (0 if self.anchored or self.select.chooses else self.capacity)
         if coded > slots:
             raise ValueError(
                 f"recent={self.recent} and capacity={self.capacity} make {coded} memories with a temporal code of "
@@ -219,11 +224,6 @@ def _with_parts(scorers: tuple[Scorer, ...]) -> Iterator[Scorer]:
     for scorer in scorers:
         yield scorer
         yield from _with_parts(getattr(scorer, "parts", ()))
-
-
-def _check_number(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}")
 
 
 def _check_kind(name: str, value: object, kind: Any, wanted: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sam2_keyframe._checks import check_relation, check_whole
 from sam2_keyframe.buffer import similarities
 from sam2_keyframe.relations import CellCosine, ImageCosine
 from sam2_keyframe.scorers._common import without_autocast
@@ -92,9 +93,8 @@ class DropRedundant(Choice):
 
     def __post_init__(self) -> None:
         """Check the numbers and the relation."""
-        for name in ("drop", "at_least"):
-            _check_count(self, name)
-        _check_relation(self, self.relation)
+        check_whole(self, "drop", "at_least")
+        check_relation(self, self.relation)
 
     def choose(
         self, held: Sequence[FrameRecord], newest: FrameRecord | None, count: int, moment: Moment, prompts: int
@@ -137,8 +137,8 @@ class Reconstruct(Choice):
         """Check the numbers and the relation."""
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"Reconstruct(weight={self.weight!r}): must be a number of at least 0")
-        _check_count(self, "passes")
-        _check_relation(self, self.relation)
+        check_whole(self, "passes")
+        check_relation(self, self.relation)
 
     def choose(
         self, held: Sequence[FrameRecord], newest: FrameRecord | None, count: int, moment: Moment, prompts: int
@@ -232,17 +232,6 @@ def nonnegative(gram: FloatArray, toward: FloatArray, passes: int) -> FloatArray
 
 def _known(similarity: float) -> float:
     return -math.inf if math.isnan(similarity) else similarity
-
-
-def _check_count(owner: object, name: str) -> None:
-    value = getattr(owner, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{type(owner).__name__}({name}={value!r}): must be a whole number of at least 1")
-
-
-def _check_relation(owner: object, relation: object) -> None:
-    if not isinstance(relation, Relation):
-        raise TypeError(f"{type(owner).__name__}(relation={relation!r}): give a relation such as CellCosine()")
 
 
 _ALL: tuple[type, ...] = (Nearest, DropRedundant, Reconstruct, Relevant)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sam2_keyframe._holdings import RECORDS, Decision, Holdings
 from sam2_keyframe._pending import Pending
-from sam2_keyframe.buffer import Oldest, RollingBuffer
+from sam2_keyframe.buffer import RollingBuffer
 from sam2_keyframe.filters import as_filter
 from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.scorers import ObjectScore, PredictedIoU
@@ -32,80 +32,36 @@ from sam2_keyframe.types import (
 QUALITY = (PredictedIoU(), ObjectScore())
 """Measured on every frame that is measured at all."""
 
-RECORDS = 300
-"""Records of past frames that filters and scorers may look at."""
 
-SPARE = 2
-"""Frames that a filtered fill holds beyond its slots, for those that become keyframes."""
-
-
-@dataclass(slots=True)
-class Decision:
-    """What was decided about a frame.
-
-    Attributes:
-        trusted: Whether it passed the gate.
-        kept: Whether it became a keyframe.
-        points: Whether its pointer may be read.
-    """
-
-    trusted: bool = False
-    kept: bool = False
-    points: bool = True
-
-
-class Selection:
+class Selection(Holdings):
     """One object's choices under one method.
 
     Args:
         method: The choices.
+        usable: Whether a frame's spatial memory is at hand.
 
     Attributes:
-        history: What scorers and filters may know of the past.
-        buffer: The keyframes that left the recent frames.
-        minor: Trustworthy frames that are no keyframes, where the method keeps some.
-        ageing: Frames to be held that are still recent, each with the buffer it will enter.
-        corrected: Frames that the user corrected, where the method protects them.
-        decided: Frames in reach of a pointer: their record and what was decided.
-        window: Frames that a filtered fill reads, oldest first.
-        trusted: Frames whose pointers are read by rank, oldest first.
         prompts: What describes the prompted frames.
         references: What describes the corrected frames and, where something compares with all of them, those held.
         compares_all: Whether something compares with every frame held.
-        usable: Whether a frame's spatial memory is at hand.
         last: Where tracking stood last.
         last_key: The newest keyframe.
     """
 
-    def __init__(self, method: KeyframeMemory) -> None:
-        self.method = method
+    def __init__(self, method: KeyframeMemory, usable: Callable[[int], bool] = lambda frame_idx: True) -> None:
+        super().__init__(method, usable)
         self.keep = as_filter(method.keep)
-        self.history = History(records=deque(maxlen=RECORDS))
-        self.buffer = RollingBuffer(method.capacity, method.evict)
-        self.minor = RollingBuffer(method.minor, Oldest())
-        self.ageing: dict[int, tuple[FrameRecord, RollingBuffer]] = {}
-        self.corrected: dict[int, FrameRecord] = {}
-        self.decided: dict[int, tuple[FrameRecord, Decision]] = {}
-        self.window: list[int] = []
-        self.trusted: list[int] = []
         self.prompts: dict[int, Reference] = {}
         self.references: dict[int, Reference] = {}
         self.last: Moment | None = None
         self.last_key: int | None = None
-        scorers = [*method.scorers()]
-        self.usable: Callable[[int], bool] = lambda frame_idx: True
         self.compares_all = method.relation is not None or method.select.on_device
-        self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in scorers)
+        self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in method.scorers())
 
-    def held(self) -> list[int]:
-        """Return the frames held: corrected ones, keyframes and minor ones, those still ageing included."""
-        buffered = [record.frame_idx for buffer in (self.buffer, self.minor) for record in buffer]
-        return [*self.corrected, *buffered, *self.ageing]
-
-    def keyframes(self) -> list[int]:
-        """Return the keyframes held, corrected frames and those still ageing included."""
-        ageing = [idx for idx, (_, buffer) in self.ageing.items() if buffer is self.buffer]
-        return [*self.corrected, *(record.frame_idx for record in self.buffer), *ageing]
+    def forget(self, frame_idx: int) -> None:
+        """Forget a frame that was replaced, dropped, or will be tracked again."""
+        super().forget(frame_idx)
+        self.references.pop(frame_idx, None)
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -145,80 +101,6 @@ class Selection:
             self.history.records.extend(r for r in before.records if moment.past(r.frame_idx))  # type: ignore[attr-defined]
             if before.keyframe is not None and moment.past(before.keyframe.frame_idx):
                 self.history.keyframe = before.keyframe
-
-    def choose(self, moment: Moment, prompts: int) -> tuple[list[int], list[int], int]:
-        """Return the newest frames to attend to, the frames held to choose from, and how many of those to attend to.
-
-        More are held than attended to only where the method's `select` decides on the device.
-
-        Args:
-            moment: The frame to be tracked.
-            prompts: Conditioning frames that are attended to.
-        """
-        method = self.method
-        held, count = self._select(moment, prompts)
-        if isinstance(method.fill, KeyframeFilter):
-            anchored = method.temporal in ("anchor", "prompt")
-            free = moment.slots - min(len(held), count) + (1 - prompts if anchored else 0)
-            newest = [idx for idx in self.window if idx not in held and self.usable(idx)]
-            return newest[-max(1, free) :], held, count
-        grid = moment if method.stride is None else moment.with_stride(method.stride)
-        places = [(code, grid.slot(code)) for code in range(moment.slots)]
-        places = [(code, idx) for code, idx in places if self.usable(idx) and idx not in held]
-        newest = [idx for code, idx in places if code < method.recent]
-        if method.fill:
-            free = moment.slots - len(newest) - min(len(held), count)
-            newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
-        return newest, held, count
-
-    def _select(self, moment: Moment, prompts: int) -> tuple[list[int], int]:
-        select, anchored = self.method.select, self.method.temporal in ("anchor", "prompt")
-
-        def there(frame_idx: int) -> bool:
-            return moment.past(frame_idx) and self.usable(frame_idx)
-
-        keyframes, minor = ([r for r in buffer if there(r.frame_idx)] for buffer in (self.buffer, self.minor))
-        corrected = sorted(filter(there, self.corrected), key=moment.distance)
-        room = max(0, moment.slots - self.method.recent)
-        corrected = corrected[: -(-room // 2)]  # the nearest, so that they do not crowd out the rest
-        if anchored and not select.chooses:
-            room = len(keyframes) + len(minor) + len(corrected)
-        if select.on_device:
-            chosen: Sequence[FrameRecord] = keyframes + minor
-        else:
-            newest = self.history.records[-1] if self.history.records else None
-            pools = [keyframes + minor] if select.chooses else [keyframes, minor]
-            chosen = []
-            for pool in pools:
-                left = room - len(corrected) - len(chosen)
-                chosen = [*chosen, *select.choose(pool, newest, left, moment, prompts)]
-        return sorted([*corrected, *(record.frame_idx for record in chosen)], key=moment.distance), room
-
-    def pointers(self, moment: Moment, stored: Collection[int], prompted: bool) -> dict[int, int]:
-        """Return the frames whose pointers are read, by the index at which SAM 2 looks for them.
-
-        Args:
-            moment: The frame to be tracked.
-            stored: Frames that the host holds.
-            prompted: Whether the pointer of a prompted frame is read, so that there may be no other.
-        """
-        near = [moment.near(distance) for distance in range(1, moment.pointers + 1)]
-        if self.method.pointers == "ranked":
-            ranked = [idx for idx in reversed(self.trusted) if idx in stored and moment.past(idx)]
-            newest = [idx for idx in near[:1] if idx in stored and idx not in ranked]
-            return dict(zip(near, newest + ranked, strict=False))
-        near = [idx for idx in near if idx in stored]
-        chosen = [idx for idx in near if self._points(idx)]
-        if not chosen and not prompted:
-            chosen = near[:1]
-        return {idx: idx for idx in chosen}
-
-    def _points(self, frame_idx: int) -> bool:
-        if self.method.pointers == "recent":
-            return True
-        if frame_idx in self.decided:
-            return self.decided[frame_idx][1].points
-        return self.method.pointers != "selected"  # a rule on scores knows nothing against it
 
     # -- after a frame is tracked -------------------------------------------------------------------------------
 
@@ -261,7 +143,7 @@ class Selection:
         """
         prompted = [moment.distance(idx) for idx in cond if moment.past(idx)]
         since = math.inf if self.last_key is None else moment.distance(self.last_key)
-        gap = min([*prompted, *([] if self.last_key is None else [moment.distance(self.last_key)])], default=0)
+        gap = int(min(prompted, default=0) if since == math.inf else min([*prompted, since]))
         record = FrameRecord(moment.frame_idx, math.nan, gap=gap, offset=max(prompted, default=0), since=since)
         pending = Pending(record, bool(prompted))
         if retrieved is not None:
@@ -284,27 +166,18 @@ class Selection:
         self.buffer.used(record.similarity)
         past.append(record)  # type: ignore[attr-defined]
         before, self.history.previous = self.history.previous, pending.reference
-        if filled:
-            self._slide(frame_idx)
+        if filled and self.last is not None:
+            self.slide(frame_idx, self.last.slots)
         if decision.kept and self.method.keep_before:
             self._keep_before(frame_idx, before)
         self.decided[frame_idx] = record, decision
-        if decision.trusted:
-            self._trust(frame_idx)
+        if decision.trusted and self.last is not None:
+            self.trust(frame_idx, self.last)
         if decision.kept:
             self.accept(record, pending.reference)
         elif decision.trusted and self.minor.capacity:
             self._hold(record, self.minor, pending.reference)
         return record, decision.kept
-
-    def _slide(self, frame_idx: int) -> None:
-        """Let a frame into the filtered fill: the newest of them always, older ones where they lie on the grid."""
-        stride = self.method.stride or 1
-        if self.window and self.window[-1] % stride:
-            self.window.pop()
-        self.window.append(frame_idx)
-        if self.last is not None:
-            del self.window[: -self.last.slots - SPARE]
 
     def _keep_before(self, frame_idx: int, reference: Reference | None) -> None:
         """Make the last trustworthy frame before a keyframe one too, while its memory is still there."""
@@ -316,12 +189,6 @@ class Selection:
                 decision.kept = True
                 self._hold(record, self.buffer, reference if reference and reference.frame_idx == idx else None)
                 return
-
-    def _trust(self, frame_idx: int) -> None:
-        """Let a frame's pointer be read by rank."""
-        if self.method.pointers == "ranked" and self.last is not None:
-            trusted = sorted({*self.trusted, frame_idx}, key=self.last.distance, reverse=True)
-            self.trusted = trusted[-self.last.pointers :]
 
     def before_keyframe(self) -> int | None:
         """Return the frame that `keep_before` would make a keyframe next, so that its memory stays."""
@@ -362,7 +229,8 @@ class Selection:
 
     def _pass(self, record: FrameRecord, reference: Reference | None, now: Moment | None) -> None:
         self.decided[record.frame_idx] = record, Decision(trusted=True, kept=True)
-        self._trust(record.frame_idx)
+        if self.last is not None:
+            self.trust(record.frame_idx, self.last)
         key = self.last_key
         if key is None or now is None or now.distance(record.frame_idx) <= now.distance(key):
             self.last_key = record.frame_idx
@@ -387,20 +255,6 @@ class Selection:
         known = [self.references[idx] for idx in self.keyframes() if idx in self.references]
         self.history.keyframes = [*self.prompts.values(), *known]
         return entered, gone
-
-    def forget(self, frame_idx: int) -> None:
-        """Forget a frame that was replaced, dropped, or will be tracked again."""
-        for buffer in (self.buffer, self.minor):
-            buffer.discard(frame_idx)
-        for frames in (self.window, self.trusted):
-            if frame_idx in frames:
-                frames.remove(frame_idx)
-        for known in (self.ageing, self.corrected, self.decided, self.references):
-            known.pop(frame_idx, None)
-
-    def trim(self, moment: Moment) -> None:
-        """Forget the records that no pointer rule will ask for."""
-        self.decided = {i: seen for i, seen in self.decided.items() if 0 < moment.distance(i) <= moment.pointers}
 
     def references_kept(self, pending: Pending | None) -> list[Reference]:
         """Return every reference that is kept, for the account of bytes."""

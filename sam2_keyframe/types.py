@@ -334,7 +334,3 @@ class Moment:
     def then(self) -> Moment:
         """Return the moment one frame later in tracking order."""
         return replace(self, frame_idx=self.near(-1))
-
-    def with_stride(self, stride: int) -> Moment:
-        """Return the moment as SAM 2 would read it with another stride."""
-        return replace(self, stride=stride)

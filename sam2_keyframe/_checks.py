@@ -1,0 +1,31 @@
+"""Checks of what the choices of a method are given, with errors that name the value."""
+
+from __future__ import annotations
+
+import math
+
+from sam2_keyframe.types import Relation
+
+
+def check_whole(owner: object, *fields: str, least: int = 1) -> None:
+    """Raise ValueError unless each field holds a whole number of at least `least`."""
+    for field in fields:
+        value = getattr(owner, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{type(owner).__name__}({field}={value!r}): must be a whole number of at least {least}")
+
+
+def check_number(owner: object, *fields: str, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise ValueError unless each field holds a finite number from `low` to `high`."""
+    for field in fields:
+        value = getattr(owner, field)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and low <= value <= high):
+            span = f" in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else ""
+            raise ValueError(f"{type(owner).__name__}({field}={value!r}): must be a finite number{span}")
+
+
+def check_relation(owner: object, relation: object) -> None:
+    """Raise TypeError unless `relation` is one."""
+    if not isinstance(relation, Relation):
+        raise TypeError(f"{type(owner).__name__}(relation={relation!r}): give a relation such as CellCosine()")
