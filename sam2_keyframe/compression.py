@@ -9,9 +9,8 @@ SAM 2 stores a memory as bfloat16: (1, 64, 64, 64) at 1024 px is 512 KiB.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -19,100 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """A compressed memory.
-
-    Attributes:
-        data: What a following codec of a `Chain` compresses further; None where one has.
-        side: What restoring needs besides: scales, means, indices, bases.
-        shape: Shape of the features that were compressed.
-        dtype: Their dtype.
-        device: Their device.
-        links: The payloads of a `Chain`, in the order of its codecs.
-    """
-
-    data: Tensor | None
-    side: tuple[Tensor, ...]
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    links: tuple[Packed, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of every tensor kept, on whatever device it lies."""
-        return sum(t.nbytes for t in self.tensors())
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield every tensor kept."""
-        yield from self.side if self.data is None else (self.data, *self.side)
-        for link in self.links:
-            yield from link.tensors()
-
-
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    off = torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else None
-    with torch.no_grad(), off or contextlib.nullcontext():
-        yield
-
-
-def _data(payload: Packed) -> Tensor:
-    if payload.data is None:
-        raise ValueError("payload.data is None: restore the whole payload with its Chain")
-    return payload.data
-
-
-class _Codec:
-    """What every codec shares. Subclasses fill `_pack` and `_unpack`."""
-
-    _any_dtype: ClassVar[bool] = False  # whether it may follow a codec that stores integers
-
-    def compress(self, features: Tensor, previous: Packed | None = None) -> Packed:
-        """Return the compressed form of one memory.
-
-        Args:
-            features: (B, C, h, w) finite floating-point features; B is 1 for SAM 2.
-            previous: What this codec returned for an earlier memory of the same object; `PCA` starts from its basis.
-
-        Raises:
-            ValueError: The features are not four-dimensional, not floating-point, or hold no tokens.
-        """
-        if features.ndim != 4 or not (features.is_floating_point() or self._any_dtype):
-            raise ValueError(f"{self!r} compresses floating-point (B, C, h, w), not {features.dtype} {features.shape}")
-        if features.numel() == 0:
-            raise ValueError(f"features {tuple(features.shape)} hold no tokens: keep a zero-token memory as it is")
-        with _full_precision(features.device):
-            data, side = self._pack(features, previous)
-        return Packed(data, side, features.shape, features.dtype, features.device)
-
-    def restore(self, payload: Packed) -> Tensor:
-        """Return (B, C, h, w) features in the dtype and on the device that was compressed."""
-        with _full_precision(payload.device):
-            return self._unpack(payload).to(payload.dtype)
-
-    def _pack(self, features: Tensor, previous: Packed | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        raise NotImplementedError
-
-    def _unpack(self, payload: Packed) -> Tensor:
-        raise NotImplementedError
+from sam2_keyframe._packing import Codec, Packed, data_of
 
 
 @dataclass(frozen=True)
-class Identity(_Codec):
+class Identity(Codec):
     """The memory as SAM 2 stores it; no bytes saved, no error."""
 
     def _pack(self, features: Tensor, previous: Packed | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         return features, ()
 
     def _unpack(self, payload: Packed) -> Tensor:
-        return _data(payload)
+        return data_of(payload)
 
 
 @dataclass(frozen=True)
-class Cast(_Codec):
+class Cast(Codec):
     """Fewer bits a value. Bytes fall to those of the dtype, tokens do not fall.
 
     SAM 2 stores bfloat16 already: there, only float8 saves anything (half).
@@ -136,11 +57,11 @@ class Cast(_Codec):
         return features.float().clamp(-limit, limit).to(dtype), ()
 
     def _unpack(self, payload: Packed) -> Tensor:
-        return _data(payload).float()
+        return data_of(payload).float()
 
 
 @dataclass(frozen=True)
-class Int8(_Codec):
+class Int8(Codec):
     """Eight bits a value, symmetric, one scale a channel. Half of bfloat16's bytes; tokens do not fall.
 
     A value's error is at most half a step, its channel's largest magnitude / 254, plus the rounding of its dtype.
@@ -152,11 +73,11 @@ class Int8(_Codec):
         return (x / scale).round().clamp(-127, 127).to(torch.int8), (scale,)
 
     def _unpack(self, payload: Packed) -> Tensor:
-        return _data(payload).float() * payload.side[0]
+        return data_of(payload).float() * payload.side[0]
 
 
 @dataclass(frozen=True)
-class Downsample(_Codec):
+class Downsample(Codec):
     """A coarser grid: average pooling, restored bilinearly. Bytes fall by size², tokens in attention do not.
 
     Restored values stay within the range of their channel.
@@ -179,7 +100,7 @@ class Downsample(_Codec):
 
     def _unpack(self, payload: Packed) -> Tensor:
         size = payload.shape[-2:]
-        return F.interpolate(_data(payload).float(), size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(data_of(payload).float(), size=size, mode="bilinear", align_corners=False)
 
 
 def _check_count(name: str, value: int | float) -> None:
@@ -192,7 +113,7 @@ def _count(value: int | float, channels: int) -> int:
 
 
 @dataclass(frozen=True)
-class Prune(_Codec):
+class Prune(Codec):
     """Only the channels of most energy; the others are restored as their mean. Tokens do not fall.
 
     Energy is the variance over the grid: the squared error is at most the share of channels dropped times the
@@ -219,11 +140,11 @@ class Prune(_Codec):
     def _unpack(self, payload: Packed) -> Tensor:
         mean, index = payload.side
         full = mean.float().view(1, -1, 1, 1).expand(payload.shape)
-        return full.index_copy(1, index.long(), _data(payload).float())
+        return full.index_copy(1, index.long(), data_of(payload).float())
 
 
 @dataclass(frozen=True)
-class PCA(_Codec):
+class PCA(Codec):
     """The coordinates along the directions of most variance over the grid. Tokens do not fall.
 
     The basis comes from orthogonal iteration, started from an earlier memory's basis where one is given. A column's
@@ -270,7 +191,7 @@ class PCA(_Codec):
 
     def _unpack(self, payload: Packed) -> Tensor:
         mean, basis = payload.side[0].float(), payload.side[1].float()
-        coordinates = _data(payload).float()
+        coordinates = data_of(payload).float()
         return torch.einsum("cr,brhw->bchw", basis, coordinates) + mean.view(1, -1, 1, 1)
 
 
@@ -290,7 +211,7 @@ def _orthogonal_iteration(spread: Tensor, start: Tensor, steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Offload(_Codec):
+class Offload(Codec):
     """The memory in host RAM, brought back on read. Bytes on the device fall to none, the total stays.
 
     On CUDA both copies use pinned memory without waiting; the stream orders them.
@@ -305,20 +226,20 @@ class Offload(_Codec):
         return pinned.copy_(features, non_blocking=True), ()
 
     def _unpack(self, payload: Packed) -> Tensor:
-        return _data(payload).to(payload.device, non_blocking=True)
+        return data_of(payload).to(payload.device, non_blocking=True)
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Chain(_Codec):
+class Chain(Codec):
     """Codecs one after another: each compresses the data of the one before, e.g. `Chain(PCA(16), Int8())`.
 
     Raises:
         ValueError: No codec is given.
     """
 
-    codecs: tuple[_Codec, ...]
+    codecs: tuple[Codec, ...]
 
-    def __init__(self, *codecs: _Codec) -> None:
+    def __init__(self, *codecs: Codec) -> None:
         if not codecs:
             raise ValueError("Chain() holds no codec; use Identity()")
         object.__setattr__(self, "codecs", codecs)
@@ -332,19 +253,19 @@ class Chain(_Codec):
         data = features
         for i, codec in enumerate(self.codecs):
             link = codec.compress(data, previous.links[i] if previous is not None else None)
-            data = _data(link)
+            data = data_of(link)
             links.append(replace(link, data=None))
         return Packed(data, (), features.shape, features.dtype, features.device, tuple(links))
 
     def restore(self, payload: Packed) -> Tensor:
         """Return the features in the dtype and on the device that was compressed."""
-        data = _data(payload)
+        data = data_of(payload)
         for codec, link in zip(reversed(self.codecs), reversed(payload.links), strict=True):
             data = codec.restore(replace(link, data=data))
         return data
 
 
-CODECS: Mapping[str, Callable[..., _Codec]] = {
+CODECS: Mapping[str, Callable[..., Codec]] = {
     "identity": Identity,
     "cast": Cast,
     "int8": Int8,
