@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from sam2_keyframe import viz
 from sam2_keyframe._draw import need
-from sam2_keyframe._models import RANDOM_MODEL, default_device, load_model
 from sam2_keyframe._options import Prompt
 from sam2_keyframe._output import Video, check_place, new_folder, write_mask
 from sam2_keyframe._track import CTRL_C, FPS, new_state, sweep, track
 from sam2_keyframe.methods import make_method
+from sam2_keyframe.models import RANDOM_MODEL, default_device, load_model
 from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.stats import MIB
 from sam2_keyframe.synthetic import Clip, make_clip

@@ -66,8 +66,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from sam2_keyframe._models import CHOICES, default_device
     from sam2_keyframe._replay_command import add_parser
+    from sam2_keyframe.models import CHOICES, default_device
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="track | replay | demo | list")
@@ -99,11 +99,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _track(options: argparse.Namespace) -> int:
-    from sam2_keyframe import _models, _options, _output, _track
+    from sam2_keyframe import _options, _output, _track, models
     from sam2_keyframe.video import FrameSource
 
     if options.model is None:
-        raise ValueError(f"--model is missing: choose {_models.CHOICES}")
+        raise ValueError(f"--model is missing: choose {models.CHOICES}")
     choices = _options.parse_set(options.set)
     method = make_method(options.method, **choices)
     _output.check_place(options.out, _track.OUTPUTS)
@@ -112,8 +112,8 @@ def _track(options: argparse.Namespace) -> int:
     with FrameSource(options.source, num_frames=options.frames) as source:
         _track.check_source(options.source, source)
         prompts = _options.parse_prompts(options.mask, options.box, options.point, frames=len(source), size=source.size)
-        device = options.device or _models.default_device()
-        predictor, stamp = _models.load_model(options.model, device, options.checkpoint, options.image_size)
+        device = options.device or models.default_device()
+        predictor, stamp = models.load_model(options.model, device, options.checkpoint, options.image_size)
         if stamp:
             say(f"note: {stamp}")
         with _output.new_folder(options.out, _track.OUTPUTS) as folder:

@@ -29,10 +29,10 @@ from sam2_keyframe import (
     _track,
     cli,
     init_state,
+    models,
     viz,
     wrap,
 )
-from sam2_keyframe import _models as models
 from sam2_keyframe import _options as options
 from sam2_keyframe._track import OUTPUTS
 from sam2_keyframe.video import FrameSource
