@@ -282,9 +282,33 @@ def test_novelty_is_the_distance_to_the_closest_keyframe() -> None:
         lambda: sk.Combine((sk.MaskIoU(),)),
         lambda: sk.Combine((sk.MaskIoU(), sk.MaskIoU(reference="previous"))),
         lambda: sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(1.0,)),
+        lambda: sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(1.0, float("nan"))),
         lambda: sk.Surprise(window=2),
+        lambda: sk.Surprise(window=7.5),  # type: ignore[arg-type]
+        lambda: sk.Combine((sk.MaskIoU(), sk.SSIM()), window=7.5),  # type: ignore[arg-type]
+        lambda: sk.Stability(True),
     ],
 )
 def test_bad_choices_are_refused(build: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match=r"choose|give|takes|share"):
         build()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: sk.Surprise(of=sk.MaskIoU),  # type: ignore[arg-type]
+        lambda: sk.Spatiotemporal(of=sk.MaskIoU),  # type: ignore[arg-type]
+        lambda: sk.Combine((sk.MaskIoU(), sk.SSIM)),  # type: ignore[arg-type]
+        lambda: sk.Combine((sk.MaskIoU(), "ssim")),  # type: ignore[arg-type]
+    ],
+)
+def test_parts_are_scorers_not_classes_or_names(build: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match="is made of scorers"):
+        build()
+
+
+def test_lists_are_taken_as_tuples() -> None:
+    built = sk.Combine([sk.MaskIoU(), sk.SSIM()], weights=[2, 1])  # type: ignore[arg-type]
+    assert built == sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(2, 1))
+    assert hash(built) == hash(sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(2, 1)))

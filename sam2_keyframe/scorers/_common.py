@@ -54,11 +54,13 @@ def check_choice(owner: object, field: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{type(owner).__name__}({field}={value!r}): choose one of {', '.join(map(repr, choices))}")
 
 
-def check_range(owner: object, field: str, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless low <= the owner's field <= high."""
-    value: float = getattr(owner, field)
-    if not low <= value <= high:
-        raise ValueError(f"{type(owner).__name__}({field}={value!r}): choose a number from {low:g} to {high:g}")
+def check_range(owner: object, field: str, low: float, high: float = float("inf"), whole: bool = False) -> None:
+    """Raise ValueError unless the owner's field holds a number from low to high, a whole one where asked for."""
+    value: Any = getattr(owner, field)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not (number and low <= value <= high):
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{type(owner).__name__}({field}={value!r}): choose a {kind} from {low:g} to {high:g}")
 
 
 def earlier(history: History, against: Against) -> Reference | None:

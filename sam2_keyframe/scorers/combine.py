@@ -87,7 +87,7 @@ class Surprise:
     name: str = "surprise"
 
     def __post_init__(self) -> None:
-        check_range(self, "window", WARM_UP, 300)
+        check_range(self, "window", WARM_UP, 300, whole=True)
         _check_names(self, self.parts)
 
     @property
@@ -158,11 +158,13 @@ class Combine:
         object.__setattr__(self, "parts", tuple(self.parts))
         check_choice(self, "how", ("sum", "max", "product"))
         check_choice(self, "scale", ("raw", "z"))
-        check_range(self, "window", WARM_UP, 300)
+        check_range(self, "window", WARM_UP, 300, whole=True)
         if len(self.parts) < 2:
             raise ValueError(f"Combine(parts={self.parts!r}): give at least two scorers")
-        if self.weights is not None and (len(self.weights) != len(self.parts) or min(self.weights) < 0):
-            raise ValueError(f"Combine(weights={self.weights!r}): give {len(self.parts)} numbers, none negative")
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(self.weights))
+            if len(self.weights) != len(self.parts) or not all(0 <= weight < math.inf for weight in self.weights):
+                raise ValueError(f"Combine(weights={self.weights!r}): give {len(self.parts)} finite numbers >= 0")
         _check_names(self, self.parts)
 
     @in_float32
@@ -188,8 +190,8 @@ def _check_names(owner: Scorer, parts: Sequence[Scorer]) -> None:
     waiting = list(parts)
     while waiting:
         part = waiting.pop()
-        if not isinstance(part, Scorer):
-            raise TypeError(f"{type(owner).__name__} is made of scorers, not {part!r}")
+        if not isinstance(part, Scorer) or isinstance(part, type):
+            raise TypeError(f"{type(owner).__name__} is made of scorers such as MaskIoU(), not {part!r}")
         if seen.setdefault(part.name, part) != part:
             raise ValueError(f"{part!r} and {seen[part.name]!r} share a name: give one of them another name=...")
         waiting.extend(getattr(part, "parts", ()))
