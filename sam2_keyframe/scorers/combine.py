@@ -75,14 +75,14 @@ class Surprise:
     mean.
 
     Attributes:
-        of: The score to watch; it is recorded under its own name too.
+        of: The score to watch; it is recorded under its own name too, the default as `mask_iou_previous`.
         window: Frames the mean and the standard deviation are over, 5 to 300.
         name: Name of the score in records, filters and tables.
 
     Source: the z-score, as adaptive thresholds in shot detection use it (Y. Yusoff et al., 2000).
     """
 
-    of: Scorer = field(default_factory=lambda: MaskIoU(reference="previous"))
+    of: Scorer = field(default_factory=lambda: MaskIoU(reference="previous", name="mask_iou_previous"))
     window: int = 30
     name: str = "surprise"
 
