@@ -14,8 +14,11 @@ from torch.nn.functional import grid_sample, interpolate, pad
 
 from sam2_keyframe.scorers.pixels import gaussian, window_means
 
-WINDOWS = ((3.0, 1), (4.0, 2), (5.0, 3), (6.0, 3))
+WINDOWS = ((5.0, 1), (4.0, 2), (5.0, 3), (6.0, 3))
 """Standard deviation of the window in pixels, and steps, of the local part by level, from full resolution down."""
+
+NARROW = ((3.0, 1), *WINDOWS[1:])
+"""The same on an object alone, whose outline a wide window blurs."""
 
 
 def translation(a: Tensor, b: Tensor) -> Tensor:
@@ -175,7 +178,7 @@ def dense_flow(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
     steady = ((more * gain - 1).abs() < 0.05) & ((more * offset + rest).abs() < 0.03)
     more, rest = torch.where(steady, 1 / gain, more), torch.where(steady, -offset / gain, rest)
     own = torch.zeros_like(levels[-1].basis[:2])
-    for level, (sigma, steps) in reversed(list(zip(levels, WINDOWS, strict=False))):
+    for level, (sigma, steps) in reversed(list(zip(levels, WINDOWS if weight is None else NARROW, strict=False))):
         if own.shape[1:] != level.a.shape:
             scale = level.side / max(own.shape[1:])
             own = interpolate(own[None], level.a.shape, mode="bilinear", align_corners=False)[0] * scale
