@@ -13,10 +13,16 @@ from sam2_keyframe.compression import Downsample, Identity
 from sam2_keyframe.filters import Quality, Visible, as_filter, reads
 from sam2_keyframe.kalman import Kalman
 from sam2_keyframe.retrieval import Nearest, Select
-from sam2_keyframe.scorers import MaskIoU
+from sam2_keyframe.scorers import MaskIoU, ObjectScore, PredictedIoU
 from sam2_keyframe.types import BASE_SCORES, Compressor, KeyframeFilter, Moment, Relation, Scorer
 
 Temporal = Literal["slot", "rank", "anchor", "prompt"]
+RESERVED = frozenset(
+    {"", "area", "kalman_overlap", "frame", "object", "prompted", "significance", "keyframe", "evicted", "attended"}
+    | {f"{who}{what}" for who in ("", "stock_", "window_") for what in ("frames", "bytes", "tokens")}
+    | {"held", "host_bytes", "milliseconds"}
+)
+"""Names that no scorer may take: what is recorded of every frame besides its scores, and the tables' columns."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class KeyframeMemory:
 
     Raises:
         TypeError: A choice is of the wrong kind.
-        ValueError: A number is out of range, a filter reads a score that nothing measures, or two choices do not go
-            together.
+        ValueError: A number is out of range, a filter reads a score that nothing measures, two scores share a name or
+            one has a reserved name, or two choices do not go together.
     """
 
     recent: int = 1
@@ -147,8 +153,10 @@ class KeyframeMemory:
             )
 
     def _check_scores(self) -> None:
-        by_name: dict[str, Scorer] = {}
+        by_name: dict[str, Scorer] = {scorer.name: scorer for scorer in (PredictedIoU(), ObjectScore())}
         for scorer in self.scorers():
+            if scorer.name in RESERVED:
+                raise ValueError(f"{scorer!r}: the name {scorer.name!r} is reserved; give it another name=...")
             if by_name.setdefault(scorer.name, scorer) != scorer:
                 raise ValueError(
                     f"two scores are called {scorer.name!r}: give one of them another name, as in "
@@ -159,7 +167,7 @@ class KeyframeMemory:
         if unknown:
             raise ValueError(
                 f"a filter reads {', '.join(sorted(unknown))}, which nothing measures; measured are "
-                f"{', '.join([*BASE_SCORES, *by_name])}. Add the scorer: measure=(..., )"
+                f"{', '.join(sorted(known))}. Add the scorer: measure=(..., )"
             )
 
     def scorers(self) -> Iterator[Scorer]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sam2_keyframe import KeyframeMemory
 from sam2_keyframe import scorers as sk
+from sam2_keyframe._output import Table
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,16 @@ def test_a_surprise_goes_with_what_it_watches_by_default() -> None:
     assert [scorer.name for scorer in method.scorers()] == [
         "surprise", "mask_iou_previous", "mask_iou", "spatiotemporal", "mask_iou"
     ]  # fmt: skip
+
+
+def test_a_score_hides_nothing_that_is_recorded_of_every_frame(tmp_path: Path) -> None:
+    """`Quality` reads SAM 2's estimate whatever is measured, and tables have no column twice."""
+    for name in ("predicted_iou", "object_score"):
+        with pytest.raises(ValueError, match=f"two scores are called '{name}'"):
+            KeyframeMemory(scorer=sk.SSIM(name=name))
+    for name in ("", "area", "kalman_overlap", "held", *Table(tmp_path / "frames.csv", []).columns):
+        with pytest.raises(ValueError, match=f"name '{name}' is reserved"):
+            KeyframeMemory(measure=(sk.SSIM(name=name),))
+        with pytest.raises(ValueError, match=f"name '{name}' is reserved"):
+            KeyframeMemory(scorer=sk.Spatiotemporal(sk.SSIM(name=name)))
+    KeyframeMemory(scorer=sk.PredictedIoU(), measure=(sk.PredictedIoU(), sk.ObjectScore()))
