@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
@@ -80,27 +80,34 @@ def load_predictor(checkpoint: Path | None, device: str, image_size: int | None 
 def shared_features(predictor: Any, limit: int = 2**30) -> Iterator[None]:
     """Let runs over the same clip compute each frame's image features once.
 
-    Features are found again by the frame's pixels, so masks stay equal to the last bit.
+    Features are found again by the frame's pixels, so masks stay equal to the last bit. Position codes depend on the
+    features' shape alone (`PositionEmbeddingSine` in sam2/modeling/position_encoding.py) and take five times the bytes
+    of the rest; they are held once.
 
     Args:
         predictor: A SAM 2 video predictor; its `forward_image` is replaced on the instance until the block ends.
-        limit: Most bytes held; the frames used longest ago leave first.
+        limit: Most bytes held. What comes when it is reached is not kept: runs walk a clip from its start, so whichever
+            frame left for it would be asked for sooner.
     """
     compute = predictor.forward_image
-    held: OrderedDict[bytes, dict[str, list[Tensor]]] = OrderedDict()
-    total = 0
+    held: dict[bytes, dict[str, Any]] = {}
+    codes: dict[torch.Size, Tensor] = {}
+    left = limit
 
-    def forward_image(image: Tensor) -> dict[str, list[Tensor]]:
-        nonlocal total
+    def forward_image(image: Tensor) -> dict[str, Any]:
+        nonlocal left
         key = hashlib.blake2b(image.detach().cpu().numpy().tobytes(), digest_size=16).digest()
-        if key in held:
-            held.move_to_end(key)
-        else:
-            held[key] = compute(image)
-            total += _nbytes(held[key])
-            while total > limit and len(held) > 1:
-                total -= _nbytes(held.popitem(last=False)[1])
-        return {name: list(value) if isinstance(value, list) else value for name, value in held[key].items()}
+        features = held.get(key)
+        if features is None:
+            features = dict(compute(image))
+            fresh = [code for code in features["vision_pos_enc"] if code.shape not in codes]
+            needed = _nbytes(fresh) + _nbytes(features["backbone_fpn"])
+            if needed <= left:
+                left -= needed
+                codes.update({code.shape: code for code in fresh})
+                features["vision_pos_enc"] = [codes[code.shape] for code in features["vision_pos_enc"]]
+                held[key] = features
+        return {name: list(value) if isinstance(value, list) else value for name, value in features.items()}
 
     before = vars(predictor).get("forward_image")
     vars(predictor)["forward_image"] = forward_image
@@ -113,5 +120,5 @@ def shared_features(predictor: Any, limit: int = 2**30) -> Iterator[None]:
             vars(predictor)["forward_image"] = before
 
 
-def _nbytes(features: dict[str, list[Tensor]]) -> int:
-    return sum(t.nbytes for value in features.values() if isinstance(value, list) for t in value)
+def _nbytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -72,22 +72,26 @@ def test_shared_features_change_no_mask(tmp_path, monkeypatch):
         assert json.loads((here / "metrics.json").read_text())["time"]["frame_ms"] is None
 
 
-def test_shared_features_are_bounded_and_leave_nothing():
+def test_shared_features_help_on_a_clip_longer_than_the_limit_and_leave_nothing():
     predictor = load_micro_predictor(image_size=64)
-    images = torch.rand(4, 1, 3, 64, 64)
+    images = torch.rand(5, 1, 3, 64, 64)
     counted = []
     hook = predictor.image_encoder.register_forward_hook(lambda *_: counted.append(1))
     with torch.inference_mode():
-        alone = predictor.forward_image(images[0])
-        size = sum(t.nbytes for value in alone.values() for t in value)
+        alone = [predictor.forward_image(image) for image in images]
+        frame, codes = (sum(tensor.nbytes for tensor in alone[0][name]) for name in ("backbone_fpn", "vision_pos_enc"))
         counted.clear()
-        with shared_features(predictor, limit=2 * size + size // 2):
-            for i in (0, 1, 0, 2, 0, 1):  # room for two: 1 left when 2 came
-                features = predictor.forward_image(images[i])
+        with shared_features(predictor, limit=codes + 3 * frame + frame // 2):  # position codes are held once
+            walks = [[predictor.forward_image(image) for image in images] for _ in range(3)]
     hook.remove()
-    assert len(counted) == 4
+    assert len(counted) == 5 + 2 + 2  # three of five frames are held
     assert "forward_image" not in vars(predictor)
-    assert features.keys() == alone.keys()
+    for walk in walks:
+        for features, expected in zip(walk, alone, strict=True):
+            assert features.keys() == expected.keys()
+            assert torch.equal(features["vision_features"], expected["vision_features"])
+            for name in ("backbone_fpn", "vision_pos_enc"):
+                assert all(torch.equal(*pair) for pair in zip(features[name], expected[name], strict=True))
 
 
 @pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
