@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 from PIL import Image
 
+from benchmarks import _tradeoff_text as text
 from benchmarks import tradeoff
 from benchmarks._compare import Difference, load_groups
-from benchmarks.tradeoff import Cost, cost, main, runs
-from sam2_keyframe import make_method
+from benchmarks._tradeoff_text import Cost, cost
+from benchmarks.tradeoff import families, label, main, runs
 
-SMALL = ["--image-size", "64", "--clips", "2", "--frames", "12", "--size", "64"]
+SMALL = ["--image-size", "128", "--clips", "2", "--frames", "12", "--size", "64"]
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +19,8 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("tradeoff")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tradeoff, "CODECS", {"eight bits": ("Int8()",)})
-        patch.setattr(tradeoff, "SCHEMES", {"Pool": ("Pool(2)", "Pool(2, conditioning=True)")})
-        patch.setattr(tradeoff, "RECOMMENDED", ("Int8()", "Pool(2)"))
-        patch.setattr(tradeoff, "BOTH", (("Int8()", "Pool(2)"),))
+        patch.setattr(tradeoff, "SCHEMES", {"Pool": ("Pool(2)",), "prompt too": ("Pool(2, conditioning=True)",)})
+        patch.setattr(tradeoff, "SMALL", "Int8()")
         run = ["run", *SMALL, "--out", str(root / "out"), "--results", str(root / "results")]
         assert main(run) == 0
         written = {path: path.stat().st_mtime_ns for path in (root / "out").glob("*/videos/*/objects.csv")}
@@ -35,43 +35,66 @@ def made(tmp_path_factory):
 
 def test_every_setting_is_counted_at_1024_px(made):
     costs = made[2]
-    assert len(costs) == len(runs()) == 7
-    method = make_method("keyframe")
-    held, minor = method.capacity, method.minor  # a compressor is the keyframes' alone
+    assert set(costs) == {"stock", "compact", *BOTH, *KEYS}
     one = 64 * 64 * 64 * 2
-    packed = held * (one // 2 + 64 * 4) + minor * one
-    assert {label: each.stored for label, each in costs.items() if label != "stock"} == {
-        "keyframe": (held + minor) * one,
-        "keyframe compressor=Int8()": packed,
-        "keyframe attend=Pool(2)": (held + minor) * one,
-        "keyframe attend=Pool(2, conditioning=True)": (held + minor) * one,
-        "keyframe compressor=Int8() attend=Pool(2)": packed,
-        "keyframe capacity=1 fill=False": (1 + minor) * one,
-    }
-    assert {label: each.tokens for label, each in costs.items() if "compressor" not in label} == {
-        "stock": 7 * 4096,
-        "keyframe": 7 * 4096,
-        "keyframe attend=Pool(2)": 2 * 4096 + 5 * 1024,
-        "keyframe attend=Pool(2, conditioning=True)": 4096 + 6 * 1024,
-        "keyframe capacity=1 fill=False": (3 + minor) * 4096,
-    }
+    packed = one // 2 + 64 * 4
+    held = {"keyframe": 5 * one, BOTH[0]: 5 * packed, BOTH[1]: 5 * packed, FEWER[0]: one, FEWER[1]: 2 * one}
+    assert {name: costs[name].stored for name in held} == held
+    assert {name: costs[name].tokens for name in KEYS} == KEYS
+
+
+BOTH = (
+    "keyframe compressor=Int8() minor_compressor=Int8()",
+    "keyframe compressor=Int8() minor_compressor=Int8() attend=Pool(2)",
+)
+FEWER = ("keyframe capacity=1 minor=0 fill=False", "keyframe minor=0 fill=False")
+KEYS = {
+    "keyframe": 7 * 4096,
+    "keyframe attend=Pool(2)": 2 * 4096 + 5 * 1024,
+    "keyframe attend=Pool(2, conditioning=True)": 4096 + 6 * 1024,
+    FEWER[0]: 3 * 4096,
+    FEWER[1]: 4 * 4096,
+}
 
 
 def test_measured_occupancy_falls_with_what_is_counted(made):
     by_label = {result.label: result for result in made[1].results}
-    whole, pooled = by_label["keyframe"], by_label["keyframe compressor=Int8() attend=Pool(2)"]
+    whole, pooled = by_label["keyframe"], by_label[BOTH[1]]
     assert pooled.occupancy("tokens") < whole.occupancy("tokens")
     assert pooled.occupancy("mib") < whole.occupancy("mib")
 
 
-def test_the_table_has_every_setting_and_the_pictures_are_drawn(made):
-    folder, group, costs = made
-    text = (folder / "README.md").read_text()
-    assert all(f"| `{label}` |" in text for label in costs)
+def test_the_table_has_every_setting(made):
+    folder, group, _ = made
+    written = (folder / "README.md").read_text()
+    names = ["`stock`", "`keyframe`", "`compact`", "`Int8()`", "`Int8()`, `Pool(2)`", "`minor=0`, `fill=False`"]
+    assert all(f"| {name} |" in written for name in names)
     picture = f"{group.config['data']['name']}_test_2.png"
-    assert picture in text
+    assert picture in written
     with Image.open(folder / picture) as image:
-        assert len(image.convert("RGB").getcolors(1 << 20)) > 8
+        assert image.width > 1000
+
+
+def test_the_pictures_show_every_setting_that_an_axis_tells_apart(made):
+    from matplotlib.figure import Figure
+
+    group = made[1]
+    drawn = {name: [*map(label, found)] for name, found in families().items()}
+    for (_, x), shown in zip(
+        text.AXES,
+        [{"eight bits", "codec and scheme", "fewer memories"}] * 2 + [{"Pool", "prompt too", "codec and scheme"}],
+        strict=True,
+    ):
+        panel = Figure().subplots()
+        text.draw(panel, group, drawn, x)
+        bars = {container.get_label(): len(container.lines[0].get_xdata()) for container in panel.containers}
+        assert shown <= set(bars)
+        assert bars["codec and scheme"] == 2, "compact, and the codec with pooling"
+        low, high = panel.get_xlim()
+        places = [place for container in panel.containers for place in container.lines[0].get_xdata()]
+        assert places
+        assert low <= min(places)
+        assert max(places) < high
 
 
 def test_a_setting_meets_the_bounds_by_its_whole_interval():
