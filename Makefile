@@ -2,13 +2,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 
-.PHONY: demo test lint bench official clean
+.PHONY: demo test test-all lint bench official clean
 
 demo: $(SETUP)
 	$(BIN)/sam2-keyframe demo --out demo-out
 
 test: $(SETUP)
 	$(BIN)/python -m pytest -q
+
+# The slow ones too: the compiled predictor, training from the command line, a built wheel, the whole demo.
+test-all: $(SETUP)
+	$(BIN)/python -m pytest -q -m "not gpu"
 
 lint: $(SETUP)
 	$(BIN)/ruff check .

@@ -120,7 +120,6 @@ def test_a_file_that_is_no_checkpoint_is_a_sentence(tmp_path, capsys):
         assert "model.pt: torch cannot read it" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_official_path_with_random_weights(tmp_path):
     from sam2.build_sam import build_sam2_video_predictor
 

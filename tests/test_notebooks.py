@@ -46,7 +46,6 @@ def test_short_public_and_committed_with_outputs(name):
     assert not re.search(r"/(root|work|home|tmp)/", text)  # no path of the machine it was made on
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient")
