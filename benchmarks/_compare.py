@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._schema import check_metrics
-from benchmarks._store import IDENTITY, SCHEMA, read_csv, write_text
+from benchmarks._store import IDENTITY, SCHEMA, write_text
 from benchmarks.sweep import BASELINES
 
 REFERENCE = BASELINES[0]
@@ -28,12 +28,10 @@ class Result:
     Attributes:
         path: Its directory; None when only its metrics are at hand.
         metrics: Its `metrics.json`.
-        objects: Rows of its `objects.csv`.
     """
 
     path: Path | None
     metrics: Mapping[str, Any]
-    objects: Sequence[Mapping[str, str]] = ()
 
     @property
     def label(self) -> str:
@@ -51,12 +49,7 @@ class Result:
 
     def by_video(self) -> dict[str, list[float]]:
         """Return the objects' J&F in percent by video."""
-        if not self.objects:
-            return {name: list(values) for name, values in self.metrics.get("sequences", {}).items()}
-        found: dict[str, list[float]] = {}
-        for row in self.objects:
-            found.setdefault(row["video"], []).append(100 * float(row["jf"]))
-        return found
+        return {name: list(values) for name, values in self.metrics["sequences"].items()}
 
 
 @dataclass(frozen=True)
@@ -66,25 +59,28 @@ class Group:
     Attributes:
         config: What they share.
         results: The runs, best J&F first.
+        study: Folder of the results they were kept in; empty for runs of one's own.
     """
 
     config: Mapping[str, Any]
     results: list[Result] = field(default_factory=list)
+    study: str = ""
 
     @property
     def title(self) -> str:
         """Data, split and model."""
         side = f" at {self.config['image_size']} px" if self.config["image_size"] else ""
         videos = self.results[0].metrics["videos"]
-        data = f"{self.config['data']['name']}, {self.config['split']}, {videos} videos"
+        study = f"{self.study}: " if self.study else ""
+        data = f"{study}{self.config['data']['name']}, {self.config['split']}, {videos} videos"
         return f"{data}, SAM 2 {self.config['model']}{side}"
 
     @property
     def slug(self) -> str:
         """A folder's name that no other group has."""
         digest = hashlib.sha256(protocol(self.config).encode()).hexdigest()[:6]
-        words = [self.config["data"]["name"], self.config["split"], self.config["model"], digest]
-        return re.sub(r"[^A-Za-z0-9.-]+", "-", "_".join(words))
+        words = [self.study, self.config["data"]["name"], self.config["split"], self.config["model"], digest]
+        return re.sub(r"[^A-Za-z0-9.-]+", "-", "_".join(filter(None, words)))
 
     @property
     def reference(self) -> Result | None:
@@ -111,19 +107,22 @@ class Difference:
 
 
 def load_groups(folder: Path) -> list[Group]:
-    """Read every run below a folder and return those that belong together.
+    """Read every run below a folder, and the files of rows in it and one level down, and return what belongs together.
+
+    What lies one level down, as in `results/methods/`, is a study of its own: compared with nothing outside it.
 
     Raises:
         ValueError: There is none, or one is of another version or breaks the schema.
     """
-    files = sorted(folder.rglob("metrics.json")) if folder.is_dir() else [folder]
-    rows = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    groups: dict[str, Group] = {}
-    for file in dict.fromkeys([*files, *rows]):
+    files = {file: "" for file in (sorted(folder.rglob("metrics.json")) if folder.is_dir() else [folder])}
+    files |= {file: "" for file in sorted(folder.glob("*.json"))}
+    files |= {file: file.parent.name for file in sorted(folder.glob("*/*.json")) if file not in files and _rows(file)}
+    groups: dict[tuple[str, str], Group] = {}
+    for file, study in files.items():
         for result in _read(file):
             if "accuracy" in result.metrics and result.metrics["accuracy"]["jf"] is not None:
                 config = result.metrics["config"]
-                groups.setdefault(protocol(config), Group(config)).results.append(result)
+                groups.setdefault((study, protocol(config)), Group(config, study=study)).results.append(result)
     if not groups:
         raise ValueError(f"{folder} holds no finished run; make one with python -m benchmarks run --out {folder}")
     for group in groups.values():
@@ -136,6 +135,15 @@ def protocol(config: Mapping[str, Any]) -> str:
     return json.dumps({name: config[name] for name in IDENTITY if name != "method"}, sort_keys=True)
 
 
+def _rows(file: Path) -> bool:
+    """Return whether a file below a results folder holds runs: much else is JSON there."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "schema" in found
+
+
 def _read(file: Path) -> list[Result]:
     try:
         metrics = json.loads(file.read_text())
@@ -146,19 +154,14 @@ def _read(file: Path) -> list[Result]:
         raise ValueError(
             f"{file} is of another version (schema {found}, this one is {SCHEMA}); move it away or run it again"
         )
-    found = [metrics]
-    if "runs" in metrics:
-        shared = metrics["config"]
-        found = [
-            {**run, "schema": SCHEMA, "config": {**shared, "method": run["method"], "commit": run["commit"]}}
-            for run in metrics["runs"]
-        ]
-    for each in found:
-        check_metrics(each, file)
-    table = file.parent / "objects.csv"
-    if file.name == "metrics.json" and table.exists():
-        return [Result(file.parent, metrics, read_csv(table))]
-    return [Result(None, each) for each in found]
+    check_metrics(metrics, file)
+    if "runs" not in metrics:
+        return [Result(file.parent if file.name == "metrics.json" else None, metrics)]
+    own = [{"method": run["method"], "commit": run.get("commit")} for run in metrics["runs"]]
+    return [
+        Result(None, {**run, "schema": SCHEMA, "config": {**metrics["config"], **each}})
+        for run, each in zip(metrics["runs"], own, strict=True)
+    ]
 
 
 def keep_results(runs: Iterable[Mapping[str, Any]], file: Path) -> None:

@@ -21,7 +21,7 @@ _TYPES: dict[str, Any] = {
 
 @cache
 def schema() -> Mapping[str, Any]:
-    """Return the JSON Schema of `metrics.json`."""
+    """Return the JSON Schema of results: a `metrics.json`, or several runs in one file."""
     found: Mapping[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_text())
     return found
 
@@ -33,7 +33,9 @@ def check_metrics(metrics: object, source: object = "results") -> None:
 
 def _check(value: object, rule: Mapping[str, Any], source: str, place: str) -> None:
     if "$ref" in rule:
-        rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
+        _check(value, schema()["$defs"][rule["$ref"].rpartition("/")[2]], source, place)
+    if "if" in rule:
+        _check(value, rule.get("then" if _holds(value, rule["if"]) else "else", {}), source, place)
     kinds = rule.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     where = f"{source}: {place.lstrip('.') or 'the file'}"
@@ -44,7 +46,10 @@ def _check(value: object, rule: Mapping[str, Any], source: str, place: str) -> N
     if isinstance(value, int | float) and not rule.get("minimum", value) <= value <= rule.get("maximum", value):
         raise ValueError(f"{where} is {value!r}, outside {rule.get('minimum')} to {rule.get('maximum')}")
     if isinstance(value, dict):
-        for name in rule.get("required", []):
+        needed = [
+            name for given, names in rule.get("dependentRequired", {}).items() if given in value for name in names
+        ]
+        for name in [*rule.get("required", []), *needed]:
             if name not in value:
                 raise ValueError(f"{where} lacks {name!r}; see benchmarks/schema.json")
         for name, part in value.items():
@@ -54,6 +59,14 @@ def _check(value: object, rule: Mapping[str, Any], source: str, place: str) -> N
     if isinstance(value, list):
         for i, part in enumerate(value):
             _check(part, rule.get("items", {}), source, f"{place}[{i}]")
+
+
+def _holds(value: object, rule: Mapping[str, Any]) -> bool:
+    try:
+        _check(value, rule, "", "")
+    except ValueError:
+        return False
+    return True
 
 
 def _is(value: object, kind: str) -> bool:

@@ -145,9 +145,9 @@ def _challenge_lines(group: Group) -> list[str]:
     shown = [r for r in group.results if r in shown or r in group.results[: SHOWN - len(shown)]]
     lines = ["### J&F by challenge", "", "| method | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
     lines.append("|---" + "|---:" * len(names) + "|")
-    best = {name: max(r.metrics["challenges"].get(name, 0) for r in group.results) for name in names}
+    best = {name: max(r.metrics.get("challenges", {}).get(name, 0) for r in group.results) for name in names}
     for result in shown:
-        values = [result.metrics["challenges"].get(name) for name in names]
+        values = [result.metrics.get("challenges", {}).get(name) for name in names]
         cells = [
             "" if value is None else f"**{value:.1f}**" if round(value, 1) >= round(best[name], 1) else f"{value:.1f}"
             for name, value in zip(names, values, strict=True)

@@ -1,6 +1,5 @@
 """Reports: who may be compared, differences and intervals, fronts, files, and results of others."""
 
-import copy
 import json
 import re
 
@@ -11,7 +10,6 @@ from scipy.stats import bootstrap
 
 from benchmarks.__main__ import main
 from benchmarks._compare import Group, Result, difference, load_groups, worst_videos
-from benchmarks._schema import check_metrics
 from benchmarks._store import read_csv
 
 SMALL = ["--image-size", "128", "--clips", "1", "--frames", "10", "--size", "64"]
@@ -25,8 +23,7 @@ def result(label, jf, videos, **occupancy):
         "occupancy": {"memory": {**side, **occupancy}},
         "config": {"method": {"label": label, "set": [], "name": label}},
     }
-    objects = [{"video": name, "jf": str(value / 100)} for name, values in videos.items() for value in values]
-    return Result(None, metrics, objects)
+    return Result(None, {**metrics, "sequences": videos})
 
 
 @pytest.fixture(scope="module")
@@ -136,38 +133,3 @@ def test_worst_cases_are_pictures(swept):
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.width > 2.5 * picture.height  # truth, stock, method
-
-
-def test_rows_of_others_are_read_and_checked(swept, tmp_path):
-    source = next(path for path in swept.glob("*stock*/metrics.json") if "dev" in path.parent.name)
-    metrics = json.loads(source.read_text())
-    (tmp_path / "theirs.json").write_text(json.dumps(metrics))
-    assert main(["report", str(tmp_path)]) == 0
-    assert "| **stock** ◆ |" in (tmp_path / "report/README.md").read_text()
-    for change, sentence in (
-        (lambda m: m["accuracy"].update(jf=101), "accuracy.jf is 101, outside 0 to 100"),
-        (lambda m: m["accuracy"].pop("j"), "accuracy lacks 'j'"),
-        (lambda m: m["config"].update(split=3), "config.split is 3, not string"),
-        (lambda m: m["occupancy"]["memory"].update(mib=-1), "memory.mib is -1"),
-        (lambda m: m["config"]["method"].update({"set": [1]}), r"set\[0\] is 1, not string"),
-    ):
-        broken = copy.deepcopy(metrics)
-        change(broken)
-        with pytest.raises(ValueError, match=sentence):
-            check_metrics(broken)
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [('{"schema": 0}', "another version .schema 0"), ("[]", "another version .schema list"), ("{", "cannot be read")],
-)
-def test_results_of_another_version_are_a_sentence(content, sentence, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/metrics.json").write_text(content)
-    assert main(["report", str(tmp_path)]) == 2
-    assert re.search(sentence, capsys.readouterr().err)
-
-
-def test_an_empty_folder_is_a_sentence(tmp_path, capsys):
-    assert main(["report", str(tmp_path)]) == 2
-    assert "holds no finished run" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""Results read back: rows of others, files of several runs, what breaks the schema, other versions."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks._compare import load_groups
+from benchmarks._schema import check_metrics, schema
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+FILES = [path for path in sorted(RESULTS.glob("*/*.json")) if '"schema"' in path.read_text()[:20]]
+
+
+@pytest.fixture
+def stock():
+    """The metrics of a run that is kept here."""
+    group = next(group for group in load_groups(RESULTS / "methods") if group.config["split"] == "test")
+    return copy.deepcopy(dict(group.reference.metrics))
+
+
+def test_kept_results_are_of_the_schema():
+    assert len(FILES) >= 10
+    for path in FILES:
+        check_metrics(json.loads(path.read_text()), path)
+
+
+def test_the_schema_is_json_schema_and_others_check_alike(stock):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(schema())
+    validator = jsonschema.Draft202012Validator(schema())
+    for path in FILES:
+        validator.validate(json.loads(path.read_text()))
+    validator.validate(stock)
+    for change, _ in BROKEN:
+        broken = copy.deepcopy(stock)
+        change(broken)
+        assert not validator.is_valid(broken)
+
+
+def test_kept_results_are_shown_study_by_study(tmp_path):
+    groups = load_groups(RESULTS)
+    assert {group.study for group in groups} == {path.parent.name for path in FILES}
+    assert len({group.slug for group in groups}) == len({group.title for group in groups}) == len(FILES)
+    for group in groups:
+        labels = [result.label for result in group.results]
+        assert len(labels) == len(set(labels))  # nothing of another study
+    (tmp_path / "results/mine").mkdir(parents=True)
+    for name in ("methods/vos-mini_val.json", "loader/micro.json"):
+        (tmp_path / "results/mine" / Path(name).name).write_text((RESULTS / name).read_text())
+    assert main(["report", str(tmp_path / "results")]) == 0
+    assert "## mine: vos-mini, val, 10 videos" in (tmp_path / "results/report/README.md").read_text()
+
+
+def test_rows_of_others_are_read(stock, tmp_path):
+    (tmp_path / "theirs.json").write_text(json.dumps(stock))
+    assert main(["report", str(tmp_path)]) == 0
+    assert "| **stock** ◆ |" in (tmp_path / "report/README.md").read_text()
+
+
+BROKEN = (
+    (lambda m: m["accuracy"].update(jf=101), "accuracy.jf is 101, outside 0 to 100"),
+    (lambda m: m["accuracy"].pop("j"), "accuracy lacks 'j'"),
+    (lambda m: m["accuracy"].update(f=None), "accuracy.f is None, not number"),
+    (lambda m: m.pop("occupancy"), "the file lacks 'occupancy'"),
+    (lambda m: m.pop("sequences"), "the file lacks 'sequences'"),
+    (lambda m: m["occupancy"]["memory"].pop("tokens"), "occupancy.memory lacks 'tokens'"),
+    (lambda m: m["occupancy"]["memory"].update(mib=None), "memory.mib is None, not number"),
+    (lambda m: m["occupancy"]["memory"].update(mib=-1), "memory.mib is -1"),
+    (lambda m: m["config"].update(split=3), "config.split is 3, not string"),
+    (lambda m: m["config"].pop("method"), "config lacks 'method'"),
+    (lambda m: m["config"]["method"].update({"set": [1]}), r"set\[0\] is 1, not string"),
+)
+
+
+@pytest.mark.parametrize(("change", "sentence"), BROKEN)
+def test_what_breaks_the_schema_is_a_sentence(change, sentence, stock, tmp_path, capsys):
+    change(stock)
+    (tmp_path / "theirs.json").write_text(json.dumps(stock))
+    assert main(["report", str(tmp_path)]) == 2
+    assert re.search(f"theirs.json: .*{sentence}", capsys.readouterr().err)
+
+
+def test_a_run_in_which_nothing_was_scored_breaks_nothing(stock):
+    stock["accuracy"] = dict.fromkeys(stock["accuracy"])
+    check_metrics(stock)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"schema": 0}', "another version .schema 0"),
+        ("[]", "another version .schema list"),
+        ("{", "cannot be read"),
+        ('{"schema": 1, "runs": [{}]}', "lacks 'config'"),
+        (None, r"runs\[0\] lacks 'videos'"),
+    ],
+)
+def test_results_of_another_version_are_a_sentence(content, sentence, tmp_path, capsys):
+    if content is None:
+        content = json.dumps({**json.loads(FILES[0].read_text()), "runs": [{}]})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.json").write_text(content)
+    assert main(["report", str(tmp_path)]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_an_empty_folder_is_a_sentence(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
