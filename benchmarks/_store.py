@@ -49,13 +49,13 @@ class Run:
         return self.path.name
 
     def prepare(self) -> None:
-        """Make the directory, or check that the one there is of the same configuration and clear what was cut off.
+        """Describe the locked directory, or check that it is of the same configuration and clear what was cut off.
 
         Raises:
             ValueError: It holds results of another version or configuration.
             OSError: It cannot be written.
         """
-        (self.path / "videos").mkdir(parents=True, exist_ok=True)
+        (self.path / "videos").mkdir(exist_ok=True)
         file = self.path / "config.yaml"
         if file.exists():
             check_config(file, self.config)
@@ -71,7 +71,7 @@ class Run:
     def write_video(
         self, name: str, frames: list[dict[str, Any]], objects: list[dict[str, Any]], tracked: Tracked
     ) -> None:
-        """Write a finished video: all of it or nothing, whenever the process ends."""
+        """Write a finished video: all of it or nothing, whenever the process ends; one that is finished stays."""
         folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.path))
         write_csv(folder / "frames.csv", frames)
         write_csv(folder / "objects.csv", objects)
@@ -81,7 +81,12 @@ class Run:
         starts = {f"{obj_id}_first": np.array(min(masks)) for obj_id, masks in tracked.masks.items()}
         np.savez_compressed(folder / "masks.npz", **packed, **starts)  # type: ignore[arg-type]
         folder.chmod(0o755)
-        os.rename(folder, self.path / "videos" / name)
+        try:
+            os.rename(folder, self.path / "videos" / name)
+        except OSError:
+            if not self.done(name):
+                raise
+            shutil.rmtree(folder)
 
     def write_failure(self, name: str, error: BaseException) -> None:
         """Write down why a video failed; the next run tries it again."""
@@ -89,8 +94,9 @@ class Run:
         write_text(self.path / "failed" / name, f"{type(error).__name__}: {error}")
 
     def failures(self) -> dict[str, str]:
-        """Return the errors of the videos that failed, by name."""
-        return {path.name: path.read_text() for path in sorted((self.path / "failed").glob("*"))}
+        """Return the errors of the videos that failed and were not finished since, by name."""
+        files = sorted((self.path / "failed").glob("[!.]*"))
+        return {file.name: file.read_text() for file in files if not self.done(file.name)}
 
     def finish(self, names: Iterable[str]) -> dict[str, Any]:
         """Write `frames.csv`, `objects.csv` and `metrics.json` from the finished videos, and return the metrics."""
@@ -130,7 +136,9 @@ class Run:
 
         Raises:
             ValueError: Another process is writing it.
+            OSError: It cannot be written.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

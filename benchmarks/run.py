@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,8 +149,8 @@ def carry_out(plan: Plan, workers: int) -> int:
     """
     with ExitStack() as locks:
         for run, _ in plan.runs:
-            run.prepare()
             locks.enter_context(run.lock())
+            run.prepare()
         todo = [name for name in plan.dataset.names if not all(run.done(name) for run, _ in plan.runs)]
         _work_all(plan, todo, workers)
         return _conclude(plan, plan.dataset.names)
@@ -193,6 +195,8 @@ def _work_all(plan: Plan, names: list[str], workers: int) -> None:
 
 
 def _work_process(plan: Plan, names: list[str], counter: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
     def take() -> str | None:
         with counter.get_lock():
             index = counter.value
@@ -203,6 +207,14 @@ def _work_process(plan: Plan, names: list[str], counter: Any) -> None:
         work(plan, take)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: that one held the locks."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def work(plan: Plan, take: Callable[[], str | None]) -> None:

@@ -18,7 +18,8 @@ import sam2_keyframe
 from benchmarks import metrics
 from benchmarks.__main__ import main
 from benchmarks._schema import check_metrics
-from benchmarks._store import read_csv
+from benchmarks._store import Run, read_csv
+from benchmarks._track import Tracked
 from benchmarks._values import parse_value
 from benchmarks.datasets import Synthetic
 from sam2_keyframe.synthetic import make_clip
@@ -109,11 +110,19 @@ def test_processes_agree_with_one_process(tmp_path, finished):
     assert untimed(run / "frames.csv") == untimed(finished / "frames.csv")
 
 
-def test_a_killed_run_goes_on(tmp_path):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_run_goes_on(tmp_path, workers, capsys):
     command = [sys.executable, "-m", "benchmarks", "run", "--method", "window", "--out", str(tmp_path), *SMALL]
-    command += ["--challenges", "static,scale,fast,occlusion,look_alike,illumination"]
+    command += [
+        "--challenges",
+        "static,scale,fast,occlusion,look_alike,illumination",
+        "--frames",
+        "16",
+        "--workers",
+        workers,
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     started = time.monotonic()
     while not list(tmp_path.glob("*/videos/*")):
         assert process.poll() is None
@@ -121,16 +130,42 @@ def test_a_killed_run_goes_on(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    started = time.monotonic()
+    while processes_of(process.pid):  # workers end with the process that started them
+        assert time.monotonic() - started < 20
+        time.sleep(0.02)
     run = only_run(tmp_path)
     kept = {path.parent.name: path.stat().st_mtime_ns for path in run.glob("videos/*/frames.csv")}
     done = [path.name for path in run.glob("videos/*")]
     assert 1 <= len(done) < 6
     (run / ".tmp-cut-off").mkdir()  # what a kill in the middle of writing leaves behind
     assert main([*command[3:]]) == 0
+    assert "failed" not in capsys.readouterr().err
     assert len(list(run.glob("videos/*"))) == 6
     assert {p.parent.name: p.stat().st_mtime_ns for p in run.glob("videos/*/frames.csv")}.items() >= kept.items()
     assert not list(run.glob(".tmp-*"))
     assert len({row["video"] for row in read_csv(run / "frames.csv")}) == 6
+
+
+def processes_of(session):
+    """Ids of the live processes of a session, without those that nobody has waited for yet."""
+    shown = subprocess.run(["ps", "-A", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [
+        pid for pid, group, state in map(str.split, shown.splitlines()) if group == f"{session}" and state[0] != "Z"
+    ]
+
+
+def test_a_video_that_another_process_finished_is_no_failure(finished, tmp_path):
+    run = Run(tmp_path, yaml.safe_load((finished / "config.yaml").read_text()))
+    (tmp_path / "videos").mkdir()
+    tracked = Tracked((1, 8), {1: {0: np.packbits(np.ones(8, np.uint8))}})
+    for j in (1, 0):
+        run.write_video("a", [{"j": j}], [{"j": j}], tracked)
+    assert read_csv(tmp_path / "videos/a/frames.csv") == [{"j": "1"}]
+    assert not list(tmp_path.glob(".tmp-*"))
+    for name in ("a", "b"):
+        run.write_failure(name, ValueError("no"))
+    assert run.failures() == {"b": "ValueError: no"}
 
 
 def test_a_failing_video_is_reported_and_the_others_are_finished(tmp_path, capsys):
@@ -161,6 +196,16 @@ def test_a_late_object_is_prompted_where_it_appears(tmp_path):
     with np.load(only_run(tmp_path / "out") / "videos/late/masks.npz") as packed:
         both = packed["1"][4:] & packed["2"]
     assert not both.any()  # annotations are exclusive, so predictions are
+
+
+def test_two_processes_do_not_write_one_run(finished, capsys):
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
+    being_written = finished / ".tmp-being-written"
+    being_written.mkdir()
+    with Run(finished, {}).lock():
+        assert main(["run", *arguments, "--set", "capacity=2", "--out", str(finished.parent)]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    being_written.rmdir()  # it is still there
 
 
 @pytest.mark.parametrize(
