@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from sam2_keyframe.attention import (
     Attend,
+    Foveated,
     Plan,
     SalientTokens,
     TokenLayout,
+    Whole,
     attend,
     drawn_attention,
     rotary_phases,
@@ -23,7 +24,7 @@ from sam2_keyframe.attention import (
     scheme_for,
 )
 from sam2_keyframe.patches.wrapping import Wrapping
-from sam2_keyframe.types import Moment
+from sam2_keyframe.types import Memory, Moment
 
 
 def shown_memories(
@@ -47,6 +48,69 @@ def shown_memories(
     return [(t, entry) for t, entry in found if entry is not None and entry["maskmem_features"].shape[2]]
 
 
+def read_layout(
+    attend: Attend,
+    view: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    selected: Sequence[int],
+    memories: Sequence[Memory],
+    moment: Moment,
+    grid: tuple[int, int],
+    plans: MutableMapping[int, Plan],
+    device: torch.device,
+) -> TokenLayout:
+    """Return the layout of one read: the newest memory whole, prompted ones as the scheme says, the rest by it.
+
+    Args:
+        attend: The scheme.
+        view: The `output_dict` that SAM 2 is shown.
+        selected: The conditioning frames that it reads, in its order.
+        memories: What of it is tracked frames; the rest is prompted ones.
+        moment: The frame being tracked.
+        grid: (h, w) of a memory.
+        plans: What was planned before, by frame; what is planned now is added. Whoever keeps the memories keeps it.
+        device: Where attention runs.
+
+    Raises:
+        ValueError: The scheme's windows do not divide the grid.
+    """
+    tracked = {id(memory.entry["maskmem_features"]): memory for memory in memories}
+    entries = shown_memories(view, selected, moment)
+    shown = [(t, entry, tracked.get(id(entry["maskmem_features"]))) for t, entry in entries]
+    newest = next((i for i, (_, _, memory) in enumerate(shown) if memory is not None and memory.code == 0), None)
+    layout = []
+    for i, (t, entry, memory) in enumerate(shown):
+        scheme = scheme_for(attend, conditioning=memory is None, newest=i == newest)
+        layout.append(_plan(scheme, t if memory is None else memory.frame_idx, entry, grid, plans, device))
+    known = None if newest is None else tracked[id(shown[newest][1]["maskmem_features"])]
+    if not isinstance(attend, SalientTokens) or known is None or known.frame_idx is None:
+        return TokenLayout(grid, tuple(layout))
+    frame_idx = known.frame_idx
+
+    def keep(drawn: Tensor) -> None:
+        plans[frame_idx] = attend.plan(grid, drawn=drawn)
+
+    return TokenLayout(grid, tuple(layout), newest, keep)
+
+
+def _plan(
+    scheme: Attend,
+    frame_idx: int | None,
+    entry: Mapping[str, Any],
+    grid: tuple[int, int],
+    plans: MutableMapping[int, Plan],
+    device: torch.device,
+) -> Plan:
+    known = None if frame_idx is None or scheme == Whole() else plans.get(frame_idx)
+    if known is not None:
+        return known
+    if not isinstance(scheme, Foveated):
+        return scheme.plan(grid)  # of salient tokens, a memory that was never the newest
+    plan = scheme.plan(grid, entry["pred_masks"].to(device, non_blocking=True))
+    if frame_idx is not None:
+        plans[frame_idx] = plan
+    return plan
+
+
 class AttentionHook:
     """Wraps the cross-attention to memories on a predictor's instances.
 
@@ -54,7 +118,7 @@ class AttentionHook:
 
         hook = AttentionHook(predictor)
         hook.install()
-        with hook.layout(hook.read_layout(scheme, view, selected, prompts, moment, grid)):
+        with hook.layout(read_layout(scheme, view, selected, memories, moment, grid, plans, device)):
             ...  # the host's _prepare_memory_conditioned_features
         hook.uninstall()
 
@@ -84,8 +148,7 @@ class AttentionHook:
         self._wrappings: list[Wrapping] = []
         self._layout: TokenLayout | None = None
         self._tables: dict[tuple[tuple[int, int], torch.device], dict[int, Tensor]] = {}
-        self._plans: Any = WeakIdKeyDictionary()  # a memory's mask logits -> (scheme, grid, its plan)
-        self._drawn: Any = WeakIdKeyDictionary()  # a memory's object score -> what its tokens drew as the newest
+        self._drawn: Tensor | None = None  # by the tokens watched, in the layers of this read so far
         self._read: tuple[Tensor, dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]] | None = None
 
     def install(self) -> None:
@@ -102,62 +165,16 @@ class AttentionHook:
             wrapping.undo()
         self._wrappings.clear()
 
-    def read_layout(
-        self,
-        attend: Attend,
-        view: Mapping[str, Mapping[int, Mapping[str, Any]]],
-        selected: Sequence[int],
-        prompts: Container[int],
-        moment: Moment,
-        grid: tuple[int, int],
-        newest: Tensor | None = None,
-    ) -> TokenLayout:
-        """Return the layout of one read: the newest memory whole, prompted ones as the scheme says, the rest by it.
-
-        Args:
-            attend: The scheme.
-            view: The `output_dict` that SAM 2 is shown.
-            selected: The conditioning frames that it reads, in its order.
-            prompts: Indices of frames that the user prompted; others among the conditioning frames are keyframes.
-            moment: The frame being tracked.
-            grid: (h, w) of a memory.
-            newest: The newest memory's features, wherever the view shows it; None: that of the last slot.
-
-        Raises:
-            ValueError: The scheme's windows do not divide the grid.
-        """
-        memories = shown_memories(view, selected, moment)
-        last = len(memories) - 1 if len(memories) > sum(t in selected for t, _ in memories) else None
-        if newest is not None:
-            last = next((i for i, (_, entry) in enumerate(memories) if entry["maskmem_features"] is newest), None)
-        plans = []
-        for i, (t, entry) in enumerate(memories):
-            scheme = scheme_for(attend, conditioning=t in prompts, newest=i == last)
-            if isinstance(scheme, SalientTokens):
-                plans.append(scheme.plan(grid, drawn=self._drawn.get(entry["object_score_logits"])))
-            else:
-                plans.append(self._plan(scheme, grid, entry["pred_masks"]))
-        watched = None
-        if isinstance(attend, SalientTokens) and last is not None:
-            watched = memories[last][1]["object_score_logits"]  # neither moved nor shown with another memory
-        return TokenLayout(grid, tuple(plans), watched)
-
-    def _plan(self, scheme: Attend, grid: tuple[int, int], mask: Tensor) -> Plan:
-        known = self._plans.get(mask)
-        if known is None or known[:2] != (scheme, grid):
-            known = scheme, grid, scheme.plan(grid, mask.to(self.predictor.device, non_blocking=True))
-            self._plans[mask] = known
-        plan: Plan = known[2]
-        return plan
-
     @contextlib.contextmanager
     def layout(self, layout: TokenLayout) -> Iterator[None]:
         """Attend by this layout for the duration of one read."""
-        self._layout, self._read = layout, None
+        self._layout = layout
         try:
             yield
+            if layout.keep is not None and self._drawn is not None:
+                layout.keep(self._drawn)
         finally:
-            self._layout = self._read = None
+            self._layout = self._read = self._drawn = None
 
     def _wrapped(self, original: Any) -> Any:
         def forward(module: Any, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Any:
@@ -194,10 +211,10 @@ class AttentionHook:
                 key[:, :, :turned] = rotate(key[:, :, :turned], phases[count])
             groups.append((count, key, module._separate_heads(module.v_proj(values[count]), module.num_heads)))
         if layout.watched is not None:
-            whole, size = groups[0][1], layout.grid[0] * layout.grid[1]
-            newest = whole[:, :, whole.shape[2] - pointers - size : whole.shape[2] - pointers]
-            drawn = drawn_attention(query, newest, layout.grid)
-            self._drawn[layout.watched] = self._drawn.get(layout.watched, 0) + drawn
+            start = sum(part.tokens(layout.grid) for plan in layout.plans[: layout.watched] for part in plan)
+            tokens = groups[0][1][:, :, start : start + layout.grid[0] * layout.grid[1]]
+            drawn = drawn_attention(query, tokens, layout.grid)
+            self._drawn = drawn if self._drawn is None else self._drawn + drawn
         return module.out_proj(module._recombine_heads(attend(query, groups)))
 
     def _phase_tables(self, module: Any, layout: TokenLayout, device: torch.device) -> dict[int, Tensor]:

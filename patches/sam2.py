@@ -20,7 +20,7 @@ from sam2_keyframe.attention import Whole
 from sam2_keyframe.bank import MemoryBank
 from sam2_keyframe.kalman import Track
 from sam2_keyframe.keyframe_memory import KeyframeMemory
-from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.attention import AttentionHook, read_layout
 from sam2_keyframe.patches.frames import KEY, Frames
 from sam2_keyframe.patches.view import (
     allowed_prompts,
@@ -173,9 +173,8 @@ class Sam2Patch:
         embed = None
         if self.method.select.on_device:
             embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, call["feat_sizes"][-1])
-        memories, pointers = self._bank(None, output_dict).memories(
-            cond, moment, len(read), embed, tracking=self._step is not None
-        )
+        bank = self._bank(None, output_dict)
+        memories, pointers = bank.memories(cond, moment, len(read), embed, tracking=self._step is not None)
         view, anchors = memory_view(memories, pointers, prompts, non_cond, moment, self.predictor.maskmem_tpos_enc)
         tokens = (len(read) + len(memories)) * call["feat_sizes"][-1][0] * call["feat_sizes"][-1][1]
         with self._anchors_allowed(anchors, read, view):
@@ -184,10 +183,8 @@ class Sam2Patch:
                 result = original(**shown)
             else:
                 selected = list(view["cond_frame_outputs"]) if anchors else read
-                newest = next((m.entry["maskmem_features"] for m in memories if m.code == 0), None)
-                layout = self._attention.read_layout(
-                    self.method.attend, view, selected, cond, moment, call["feat_sizes"][-1], newest
-                )
+                attend, grid, plans = self.method.attend, call["feat_sizes"][-1], bank.store.plans
+                layout = read_layout(attend, view, selected, memories, moment, grid, plans, self.predictor.device)
                 tokens = layout.tokens
                 with self._attention.layout(layout):
                     result = original(**shown)

@@ -6,12 +6,13 @@ the device, and changes them in place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sam2_keyframe.attention import Plan
 from sam2_keyframe.compression import Identity
 from sam2_keyframe.stats import entry_nbytes, has_memory
 from sam2_keyframe.types import Compressor, Payload
@@ -32,6 +33,7 @@ class Store:
         entries: The mirror.
         payloads: Compressed memories with their codecs; their entries hold zero tokens.
         moved: Frames whose mask logits left the device.
+        plans: Which tokens of a memory are attended to, prompted ones included, where a scheme chose among them.
     """
 
     def __init__(self, non_cond: MutableMapping[int, Entry], keep_all: bool, keep_masks: bool) -> None:
@@ -41,6 +43,7 @@ class Store:
         self.entries: dict[int, Entry] = {idx: entry for idx, entry in non_cond.items() if has_memory(entry)}
         self.payloads: dict[int, tuple[Compressor, Payload]] = {}
         self.moved: set[int] = set()
+        self.plans: dict[int, Plan] = {}
         self._latest: dict[Compressor, Payload] = {}  # the newest payload of each codec, from which PCA goes on
         self._encoding: Any = None  # the position encoding, which all memories share
         self._leaving: list[tuple[Entry, Tensor]] = []  # mask logits on their way to the CPU
@@ -85,6 +88,7 @@ class Store:
     def forget(self, frame_idx: int) -> None:
         """Forget a frame that the host replaced or dropped."""
         self.payloads.pop(frame_idx, None)
+        self.plans.pop(frame_idx, None)
         self.moved.discard(frame_idx)
         self.entries.pop(frame_idx, None)
 
@@ -145,9 +149,14 @@ class Store:
         for key in ("obj_ptr", "object_score_logits"):
             entry[key] = entry[key].to("cpu", non_blocking=True)
 
+    def drop_plans(self, but: Collection[int]) -> None:
+        """Forget which tokens are attended to, but of some frames and of prompted ones, which the host keeps apart."""
+        self.plans = {idx: plan for idx, plan in self.plans.items() if idx in but or idx not in self.non_cond}
+
     def release(self, device: torch.device) -> None:
         """Give SAM 2 what it can read by itself: memories restored, pointers of past frames back on the device."""
         self.land()
+        self.plans.clear()
         for frame_idx in list(self.payloads):
             restored = self.entry(frame_idx)
             entry = self.entries[frame_idx]
@@ -173,6 +182,7 @@ class Store:
         return total
 
     def tensors(self) -> list[Tensor]:
-        """Return what the compressed memories consist of, the newest one included where its frame has left."""
+        """Return what compressed memories, the newest one even where its frame has left, and plans consist of."""
         payloads = [*(payload for _, payload in self.payloads.values()), *self._latest.values()]
-        return [tensor for payload in payloads for tensor in payload.tensors()]
+        chosen = [part.index for plan in self.plans.values() for part in plan if part.index is not None]
+        return [*chosen, *(tensor for payload in payloads for tensor in payload.tensors())]

@@ -62,12 +62,14 @@ class TokenLayout:
     Attributes:
         grid: (h, w) of a memory.
         plans: One plan a memory, in the order in which the host concatenates them.
-        watched: Stands for the last memory where what its tokens draw is to be measured; it is whole then.
+        watched: The memory whose tokens are measured by what they draw; it and those before it are of single tokens.
+        keep: Takes what they drew, (B, h·w) added up over the layers, when the read is done.
     """
 
     grid: tuple[int, int]
     plans: tuple[Plan, ...]
-    watched: Tensor | None = None
+    watched: int | None = None
+    keep: Callable[[Tensor], None] | None = None
 
     @property
     def spatial(self) -> int:

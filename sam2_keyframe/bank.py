@@ -252,6 +252,7 @@ class MemoryBank:
                 self.store.drop_memory(entry)
             if not near:
                 self.store.drop_entry(frame_idx, entry)
+        self.store.drop_plans(but=wanted)
         self.selection.trim(moment)
 
     # -- what it takes ------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole
 from sam2_keyframe.patches import attention as patch
-from sam2_keyframe.patches.attention import AttentionHook
-from sam2_keyframe.types import Moment
+from sam2_keyframe.patches.attention import AttentionHook, read_layout
+from sam2_keyframe.types import Memory, Moment
 
 pytest.importorskip("sam2")
 Image = pytest.importorskip("PIL.Image")
@@ -146,8 +146,7 @@ def test_kernels_and_bias_mask_agree_through_the_host(scheme, batch, monkeypatch
 def test_no_host_reads_in_all_layers(scheme):
     """A fake tensor has no values to read; what was read is planned, measured and attended to without any."""
     host = memory_attention()
-    host.device = torch.device("cpu")
-    hook = AttentionHook(host)
+    hook, plans, cpu = AttentionHook(host), {}, torch.device("cpu")
     hook.install()
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = inputs(3, 8)
@@ -157,11 +156,13 @@ def test_no_host_reads_in_all_layers(scheme):
             for t in (0, 7, 8)
         }
         view = {"cond_frame_outputs": {0: entries[0]}, "non_cond_frame_outputs": {t: entries[t] for t in (7, 8)}}
-        for _ in range(2):
-            with hook.layout(hook.read_layout(scheme, view, [0], {0}, Moment(9, False, 6, 15), GRID)):
+        for codes in ({8: 0, 7: 1}, {7: 0, 8: 1}):
+            memories = [Memory(t, entries[t], code) for t, code in codes.items()]
+            with hook.layout(read_layout(scheme, view, [0], memories, Moment(9, False, 6, 15), GRID, plans, cpu)):
                 out = host.memory_attention(**given)
         assert out.shape == (64, 1, 256)
     assert hook.calls == 8
+    assert set(plans) == (set() if isinstance(scheme, Whole | Pool) else {7, 8})
 
 
 def test_undo_is_exact():
@@ -203,42 +204,23 @@ def test_training_is_refused():
         host.memory_attention(**given)
 
 
+def sizes(scheme, prompted, tracked):
+    """Window sizes by memory at frame 9, in the host's order; tracked frames by their temporal code."""
+    entry = {t: {"maskmem_features": torch.zeros(1, 64, *GRID), "pred_masks": mask()} for t in (*prompted, *tracked)}
+    moment = Moment(9, False, 6, 15)
+    memories = [Memory(t, entry[t], code) for t, code in tracked.items()]
+    slots = {moment.slot(code): entry[t] for t, code in tracked.items() if code < 6}
+    anchors = {t: entry[t] for t, code in tracked.items() if code == 6}
+    view = {"cond_frame_outputs": {t: entry[t] for t in prompted} | anchors, "non_cond_frame_outputs": slots}
+    selected = list(view["cond_frame_outputs"])
+    found = read_layout(scheme, view, selected, memories, moment, GRID, {}, torch.device("cpu"))
+    return [{part.size for part in plan} for plan in found.plans]
+
+
 def test_the_newest_memory_stays_whole_and_prompts_by_option():
-    features, moment = torch.zeros(1, 64, *GRID), Moment(9, False, 6, 15)
-    entry = {t: {"maskmem_features": features, "pred_masks": mask()} for t in (0, 3, 7, 8, 10)}
-    view = {
-        "cond_frame_outputs": {t: entry[t] for t in (0, 10)},
-        "non_cond_frame_outputs": {t: entry[t] for t in (3, 7, 8)},
-    }
-    host = memory_attention()
-    host.device = torch.device("cpu")
-    hook = AttentionHook(host)
-
-    def sizes(scheme, view):
-        layout = hook.read_layout(scheme, view, list(view["cond_frame_outputs"]), {0}, moment, GRID)
-        return [{part.size for part in plan} for plan in layout.plans]
-
-    # frame 0 is prompted; frame 10 stands for a keyframe shown among the conditioning frames
-    assert sizes(Pool(2), view) == [{1}, {2}, {2}, {2}, {1}]
-    assert sizes(Pool(2, conditioning=True), view) == [{2}, {2}, {2}, {2}, {1}]
-    assert sizes(Foveated(0.3, 2), view) == [{1}, {1, 2}, {1, 2}, {1, 2}, {1}]
-    assert sizes(Whole(), view) == [{1}] * 5
-    assert sizes(Pool(2, conditioning=True), view | {"non_cond_frame_outputs": {}}) == [{2}, {2}]
-
-
-def test_plans_are_kept_as_long_as_their_masks(monkeypatch):
-    host, made = memory_attention(), []
-    host.device = torch.device("cpu")
-    hook, scheme = AttentionHook(host), Foveated(0.3, 2)
-    real = Foveated.plan
-    monkeypatch.setattr(Foveated, "plan", lambda self, *a: made.append(a) or real(self, *a))
-    masks = [mask(), mask()]
-    for _ in range(3):
-        for m in masks:
-            hook._plan(scheme, GRID, m)
-    assert len(made) == 2
-    hook._plan(Foveated(0.4, 2), GRID, masks[0])
-    assert len(made) == 3
-    made.clear()
-    del m, masks
-    assert len(hook._plans) == 0
+    memories = {10: 6, 3: 2, 7: 1, 8: 0}  # the first shown among the conditioning frames
+    assert sizes(Pool(2), [0], memories) == [{1}, {2}, {2}, {2}, {1}]
+    assert sizes(Pool(2, conditioning=True), [0], memories) == [{2}, {2}, {2}, {2}, {1}]
+    assert sizes(Foveated(0.3, 2), [0], memories) == [{1}, {1, 2}, {1, 2}, {1, 2}, {1}]
+    assert sizes(Whole(), [0], memories) == [{1}] * 5
+    assert sizes(Pool(2, conditioning=True), [0, 5], {}) == [{2}, {2}]

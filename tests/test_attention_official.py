@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sam2_keyframe.attention import Foveated, Whole
-from sam2_keyframe.patches.attention import AttentionHook, shown_memories
-from sam2_keyframe.types import Moment
+from sam2_keyframe.patches.attention import AttentionHook, read_layout, shown_memories
+from sam2_keyframe.types import Memory, Moment
 
 pytest.importorskip("sam2")
 Image = pytest.importorskip("PIL.Image")
@@ -61,7 +61,8 @@ def track(predictor, folder, scheme=None, reverse=False, cap=-1, empty=()):
             return read(**given)
         moment = Moment(frame_idx, track_in_reverse, 6, 15)
         selected = list(select_closest_cond_frames(frame_idx, view["cond_frame_outputs"], cap)[0])
-        with hook.layout(hook.read_layout(scheme, view, selected, output_dict["cond_frame_outputs"], moment, GRID)):
+        held = [Memory(t, tracked[t], code) for code in range(6) if (t := moment.slot(code)) in tracked]
+        with hook.layout(read_layout(scheme, view, selected, held, moment, GRID, {}, predictor.device)):
             out = read(**given)
         memories, (memory, pointers) = shown_memories(view, selected, moment), shown[-1]
         chunks = memory[: len(memory) - pointers].split(64)

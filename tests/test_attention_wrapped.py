@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import make_predictor
 from sessions import SESSIONS, assert_equal, run
-from test_attention_host import official
+from test_attention_official import official
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention import Foveated, Pool, SalientTokens, Whole
 from sam2_keyframe.compression import PCA, Chain, Downsample, Int8
 from sam2_keyframe.patches import attention as patch
+from sam2_keyframe.patches import sam2
 from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.patches.frames import KEY
 from sam2_keyframe.plugin import ATTRIBUTE
@@ -82,6 +83,37 @@ def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, c
     assert [row.attended for row in plain] == [row.attended for row in packed]
     assert [a.memory.nbytes - b.memory.nbytes for a, b in zip(plain, packed, strict=True)] == saved[1:]
     assert (max(saved) > 0) == (codec != sk.Offload())
+
+
+@pytest.mark.parametrize("method", ["keyframe", "stock", "window"])
+@pytest.mark.parametrize("scheme", [Foveated(0.2, 4, conditioning=True), SalientTokens()], ids=repr)
+def test_what_attention_knows_of_memories_leaves_with_them_and_is_counted(
+    scheme: Any, method: str, model: Any, clip: Any
+) -> None:
+    """Over 60 frames, with mask logits and, under stock, all memories kept: plans of what may be read again alone."""
+    state = sk.init_state(model, clip.frames[[*range(24), *range(22, 0, -1), *range(14)]])
+    known = []
+    with sk.wrap(model, method, attend=scheme):
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        for frame_idx, *_ in model.propagate_in_video(state):
+            plans = bank_of(state).store.plans
+            indices = [part.index.nbytes for plan in plans.values() for part in plan if part.index is not None]
+            assert set(plans) <= set(range(frame_idx - 7, frame_idx)) | {0} | set(bank_of(state).selection.held())
+            known.append(sum(indices))
+        list(model.propagate_in_video(state, start_frame_idx=50, reverse=True, max_frame_num_to_track=12))
+        assert len(bank_of(state).store.plans) <= 9
+        rows = list(sk.memory_stats(state)[1].rows)[:59]
+    assert bank_of(state).store.plans == {}
+    assert max(known) <= 9 * max(indices)
+    with sk.wrap(model, method):
+        again = sk.init_state(model, clip.frames[[*range(24), *range(22, 0, -1), *range(14)]])
+        model.add_new_mask(again, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        list(model.propagate_in_video(again))
+        whole = list(sk.memory_stats(again)[1].rows)
+    assert sum(known) > 0
+    same = [(a, b, n) for a, b, n in zip(rows, whole, known[1:], strict=True) if a.attended == b.attended]
+    assert len(same) > 10
+    assert all(a.memory.nbytes - b.memory.nbytes == n for a, b, n in same)
 
 
 def test_minor_frames_are_held_compressed_and_attended_to(model: Any, clip_folder: Any, clip: Any) -> None:
@@ -166,16 +198,16 @@ def test_a_memory_is_read_by_its_own_salient_tokens(
     monkeypatch.setattr(patch, "drawn_attention", drawn)
     plans: list[dict[int, torch.Tensor]] = []
     alive = []  # so that no two memories have the same id
-    read = AttentionHook.read_layout
+    read = patch.read_layout
 
-    def layout(hook: Any, attend: Any, view: Any, selected: Any, prompts: Any, moment: Any, *rest: Any) -> Any:
-        found = read(hook, attend, view, selected, prompts, moment, *rest)
+    def layout(attend: Any, view: Any, selected: Any, memories: Any, moment: Any, *rest: Any) -> Any:
+        found = read(attend, view, selected, memories, moment, *rest)
         shown = patch.shown_memories(view, selected, moment)
         alive.extend(e["maskmem_features"] for _, e in shown)
         plans.append({id(e["maskmem_features"]): p[0].index for (_, e), p in zip(shown, found.plans, strict=True)})
         return found
 
-    monkeypatch.setattr(AttentionHook, "read_layout", layout)
+    monkeypatch.setattr(sam2, "read_layout", layout)
     with sk.wrap(model, "keyframe", attend=SalientTokens(0.1), gate=sk.Always(), keep=sk.EveryNth(2)):
         run(model, "forward", clip_folder, clip)
     assert len(measured) == len(model.memory_attention.layers) * (len(plans) - 1)  # at first there is the prompt only

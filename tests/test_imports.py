@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "stats": ["types"],
     "kalman": ["scorers"],
     "_consolidated": ["types"],
-    "_store": ["types", "compression", "stats"],
+    "_store": ["types", "attention", "compression", "stats"],
     "keyframe_memory": [
         "types",
         "_checks",
