@@ -22,7 +22,7 @@ bench: $(SETUP)
 	$(BIN)/python -m benchmarks bench --out bench-out
 
 official: $(SETUP)
-	$(BIN)/python -m benchmarks official --model "$(MODEL)" --data "$(DATA)" --out bench-out
+	$(BIN)/python -m benchmarks official --model "$(MODEL)" --data "$(DATA)" --out bench-out --readme README.md
 
 # torch first, so that a CPU build that is at hand is taken; SAM 2's video path needs no torchvision, so it is
 # installed without its dependencies.

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
-from benchmarks._compare import load_groups
+from benchmarks._beside import time_runs
+from benchmarks._compare import Group, load_groups, protocol
+from benchmarks._store import write_text
 from benchmarks.report import write_report
-from benchmarks.run import add_arguments, execute
+from benchmarks.run import add_arguments, carry_out, make_plan
 from benchmarks.sweep import combinations
 
 CHALLENGES = ("deformation", "scale", "occlusion", "leave_and_return", "look_alike", "long")
@@ -15,16 +20,23 @@ CLIPS, FRAMES = 2, 60
 METHODS = ("first", "fifo", "every_nth", "random", "keyframe", "adaptive", "samurai", "dam4sam", "sam3")
 """Beside stock and window; `python -m benchmarks methods` runs them all."""
 
+COLUMN = ("stock", "window", "keyframe")
+"""What README's official column shows, in this order."""
+
+CELL = re.compile(r"(<!--official (\w+)-->).*?(<!--/-->)")
+"""A cell of that column in README, and the name of what stands there."""
+
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench`: its defaults are small and its clips those of the test split."""
     _add(parser)
-    parser.set_defaults(challenges=CHALLENGES, clips=CLIPS, frames=FRAMES, split="test", workers=2)
+    parser.set_defaults(challenges=CHALLENGES, clips=CLIPS, frames=FRAMES, split="test", workers=2, readme=None)
 
 
 def add_official_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `official`."""
     _add(parser)
+    parser.add_argument("--readme", type=Path, help="README whose official column to fill (default: none)")
     parser.set_defaults(model="large", split=None)
 
 
@@ -34,9 +46,51 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def main_preset(options: argparse.Namespace) -> int:
-    """Run the methods with times, then write the report; returns the exit code."""
-    code = execute(options, combinations(options.method, "keyframe", [], []), share=False)
+    """Run the methods, measure their times beside stock's, write the report; returns the exit code.
+
+    Raises:
+        ValueError: Bad input, in a sentence; also when README's column cannot be filled.
+    """
+    if options.readme and not CELL.search(options.readme.read_text()):
+        raise ValueError(f"{options.readme} has no <!--official ...--> cells to fill; leave --readme out")
+    plan = make_plan(options, combinations(options.method, "keyframe", [], []), share=False)
+    code = carry_out(plan, options.workers)
+    time_runs(plan)
+    groups = load_groups(options.out)
     report = options.out / "report"
-    write_report(load_groups(options.out), report)
+    write_report(groups, report)
     sys.stderr.write(f"{report}/README.md, {report}/index.html\n")
+    if options.readme:
+        ours = protocol(plan.runs[0][0].config)
+        fill(options.readme, official_column(next(g for g in groups if protocol(g.config) == ours)))
+        sys.stderr.write(f"{options.readme}: official column\n")
     return code
+
+
+def official_column(group: Group) -> dict[str, str]:
+    """Return the cells of README's official column by name: what it is from, and a figure of each of `COLUMN`.
+
+    Raises:
+        ValueError: The model is not official, one of the methods is missing, or a video failed under one.
+    """
+    found = {result.label: result.metrics for result in group.results}
+    unfit = [name for name in COLUMN if name not in found or found[name]["failed"]]
+    if group.config["model"] == "micro" or unfit:
+        reason = f"{', '.join(unfit)} missing or with failed videos" if unfit else "the model is micro"
+        raise ValueError(f"README's official column stays as it is: {reason}")
+    runs = [found[name] for name in COLUMN]
+    memory = [run["occupancy"]["memory"] for run in runs]
+    times = [run["time"].get("beside_stock", {}).get("ratio") for run in runs]
+    machine = f"{group.config['device']}, {group.config['dtype']}"
+    return {
+        "head": f"official weights, data of their own: {group.title} ({machine}); {' / '.join(COLUMN)}",
+        "mib": " / ".join(f"{each['peak_mib']:.2f}" for each in memory) + " MiB, most held, mean over objects",
+        "tokens": " / ".join(f"{each['tokens']:,.0f}" for each in memory) + ", mean over frames",
+        "time": "not measured" if None in times else " / ".join(f"{ratio:.2f}" for ratio in times),
+        "jf": " / ".join(f"{run['accuracy']['jf']:.1f}" for run in runs),
+    }
+
+
+def fill(readme: Path, column: Mapping[str, str]) -> None:
+    """Write a column's cells between their comments; what stood there goes."""
+    write_text(readme, CELL.sub(lambda cell: f"{cell[1]}{column[cell[2]]}{cell[3]}", readme.read_text()))
