@@ -60,6 +60,8 @@ def read_layout(
 ) -> TokenLayout:
     """Return the layout of one read: the newest memory whole, prompted ones as the scheme says, the rest by it.
 
+    The newest is that of the nearest past frame, tracked or prompted.
+
     Args:
         attend: The scheme.
         view: The `output_dict` that SAM 2 is shown.
@@ -76,20 +78,20 @@ def read_layout(
     tracked = {id(memory.entry["maskmem_features"]): memory for memory in memories}
     entries = shown_memories(view, selected, moment)
     shown = [(t, entry, tracked.get(id(entry["maskmem_features"]))) for t, entry in entries]
-    newest = next((i for i, (_, _, memory) in enumerate(shown) if memory is not None and memory.code == 0), None)
+    frames = [t if memory is None else memory.frame_idx for t, _, memory in shown]
+    known = [idx for idx in frames if idx is not None]
+    newest = min(known, key=lambda idx: (not moment.past(idx), abs(moment.distance(idx))), default=None)
     layout = []
-    for i, (t, entry, memory) in enumerate(shown):
-        scheme = scheme_for(attend, conditioning=memory is None, newest=i == newest)
-        layout.append(_plan(scheme, t if memory is None else memory.frame_idx, entry, grid, plans, device))
-    known = None if newest is None else tracked[id(shown[newest][1]["maskmem_features"])]
-    if not isinstance(attend, SalientTokens) or known is None or known.frame_idx is None:
+    for idx, (_, entry, memory) in zip(frames, shown, strict=True):
+        scheme = scheme_for(attend, conditioning=memory is None, newest=idx is not None and idx == newest)
+        layout.append(_plan(scheme, idx, entry, grid, plans, device))
+    if not isinstance(attend, SalientTokens) or newest is None or shown[frames.index(newest)][2] is None:
         return TokenLayout(grid, tuple(layout))
-    frame_idx = known.frame_idx
 
     def keep(drawn: Tensor) -> None:
-        plans[frame_idx] = attend.plan(grid, drawn=drawn)
+        plans[newest] = attend.plan(grid, drawn=drawn)
 
-    return TokenLayout(grid, tuple(layout), newest, keep)
+    return TokenLayout(grid, tuple(layout), frames.index(newest), keep)
 
 
 def _plan(

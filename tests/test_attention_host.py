@@ -223,4 +223,7 @@ def test_the_newest_memory_stays_whole_and_prompts_by_option():
     assert sizes(Pool(2, conditioning=True), [0], memories) == [{2}, {2}, {2}, {2}, {1}]
     assert sizes(Foveated(0.3, 2), [0], memories) == [{1}, {1, 2}, {1, 2}, {1, 2}, {1}]
     assert sizes(Whole(), [0], memories) == [{1}] * 5
-    assert sizes(Pool(2, conditioning=True), [0, 5], {}) == [{2}, {2}]
+    assert sizes(Pool(2, conditioning=True), [0], {}) == [{1}], "dense where there is one memory only"
+    assert sizes(Pool(2, conditioning=True), [0, 5], {}) == [{2}, {1}]
+    assert sizes(Pool(2, conditioning=True), [0, 8], {7: 1, 6: 2}) == [{2}, {1}, {2}, {2}], "a prompt may be the newest"
+    assert sizes(Pool(2, conditioning=True), [0, 12], {}) == [{1}, {2}], "of what is past"
