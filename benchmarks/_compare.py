@@ -58,7 +58,7 @@ class Group:
 
     Attributes:
         config: What they share.
-        results: The runs, best J&F first.
+        results: The runs, best J&F first; those that lack videos come last.
         study: Folder of the results they were kept in; empty for runs of one's own.
     """
 
@@ -70,9 +70,8 @@ class Group:
     def title(self) -> str:
         """Data, split and model."""
         side = f" at {self.config['image_size']} px" if self.config["image_size"] else ""
-        videos = self.results[0].metrics["videos"]
         study = f"{self.study}: " if self.study else ""
-        data = f"{study}{self.config['data']['name']}, {self.config['split']}, {videos} videos"
+        data = f"{study}{self.config['data']['name']}, {self.config['split']}, {len(self.videos)} videos"
         return f"{data}, SAM 2 {self.config['model']}{side}"
 
     @property
@@ -87,10 +86,21 @@ class Group:
         """Stock SAM 2 on the same videos."""
         return next((result for result in self.results if result.label == REFERENCE), None)
 
+    @property
+    def videos(self) -> set[str]:
+        """Names of the videos that any of the runs finished."""
+        return {name for result in self.results for name in result.by_video()}
+
+    @property
+    def ranked(self) -> list[Result]:
+        """The runs that finished all of these videos: the means of others are not of the same videos."""
+        videos = self.videos
+        return [result for result in self.results if videos <= result.by_video().keys()]
+
     def front(self, x: str) -> list[Result]:
-        """Return the results that no other beats in J&F at as little occupancy `x`, least occupancy first."""
+        """Return the ranked runs that no other beats in J&F at as little occupancy `x`, least occupancy first."""
         front: list[Result] = []
-        for result in sorted(self.results, key=lambda result: (result.occupancy(x), -result.jf)):
+        for result in sorted(self.ranked, key=lambda result: (result.occupancy(x), -result.jf)):
             if not front or result.jf > front[-1].jf:
                 front.append(result)
         return front
@@ -126,7 +136,8 @@ def load_groups(folder: Path) -> list[Group]:
     if not groups:
         raise ValueError(f"{folder} holds no finished run; make one with python -m benchmarks run --out {folder}")
     for group in groups.values():
-        group.results.sort(key=lambda result: -result.jf)
+        ranked = {result.label for result in group.ranked}
+        group.results.sort(key=lambda result: (result.label not in ranked, -result.jf))
     return sorted(groups.values(), key=lambda group: group.title)
 
 

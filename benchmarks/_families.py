@@ -78,7 +78,7 @@ def winners(dev: Group, families: Mapping[str, Family]) -> dict[str, Result]:
 
 
 def members(group: Group, family: Family) -> list[Result]:
-    """Return a group's runs of one family, in the grid's order."""
-    by_label = {result.label: result for result in group.results}
+    """Return a group's runs of one family, in the grid's order; without those that lack videos."""
+    by_label = {result.label: result for result in group.ranked}
     labels = [" ".join([name, *replacements]) for name, replacements in family.runs()]
     return [by_label[label] for label in labels if label in by_label]

@@ -45,9 +45,10 @@ def family(result: Result, many: bool) -> str:
 
 
 def pareto(group: Group, stem: Path) -> None:
-    """Draw J&F over each kind of occupancy, the front as a line, and write `stem`.png and `stem`.svg."""
-    many = len(group.results) > MANY
-    families = list(dict.fromkeys(family(result, many) for result in sorted(group.results, key=lambda r: r.label)))
+    """Draw the ranked runs' J&F over each kind of occupancy, the front as a line; write `stem`.png and `stem`.svg."""
+    results = group.ranked
+    many = len(results) > MANY
+    families = list(dict.fromkeys(family(result, many) for result in sorted(results, key=lambda r: r.label)))
     families.sort(key=lambda name: (name not in BASELINES, name))
     others = [name for name in families if name not in BASELINES]
     looks: dict[str, dict[str, Any]] = dict(BASELINE_LOOK)
@@ -62,10 +63,10 @@ def pareto(group: Group, stem: Path) -> None:
         front = group.front(x)
         panel.plot([r.occupancy(x) for r in front], [r.jf for r in front], color="#9aa0ab", lw=1.2, zorder=1)
         for name in [*others, *(name for name in families if name in BASELINES)]:
-            members = [result for result in group.results if family(result, many) == name]
+            members = [result for result in results if family(result, many) == name]
             place = [result.occupancy(x) for result in members], [result.jf for result in members]
             panel.scatter(*place, label=name, zorder=3 if name in BASELINES else 2, **looks[name])
-        _axis(panel, [result.occupancy(x) for result in group.results])
+        _axis(panel, [result.occupancy(x) for result in results])
         panel.set_xlabel(title)
         panel.grid(color="#e6e8ec", lw=0.8)
         panel.set_axisbelow(True)

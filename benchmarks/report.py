@@ -55,7 +55,9 @@ def write_report(groups: Sequence[Group], out: Path, worst: int = 3) -> None:
     for group in groups:
         folder = out / group.slug
         shutil.rmtree(folder / "worst", ignore_errors=True)
-        pareto(group, folder / "pareto")
+        folder.mkdir(exist_ok=True)
+        if group.ranked:
+            pareto(group, folder / "pareto")
         rows = table(group)
         write_csv(folder / "table.csv", rows)
         _write_matrix(folder / "challenges.csv", {r.label: r.metrics.get("challenges", {}) for r in group.results})
@@ -82,6 +84,7 @@ def table(group: Group) -> list[dict[str, Any]]:
             "low": _round(gain.low if gain else None),
             "high": _round(gain.high if gain else None),
             "videos": result.metrics["videos"],
+            "lacking": len(group.videos - result.by_video().keys()),
             "objects": result.metrics["objects"],
         }
         row |= {name: _round(memory[name], 3) for name in sorted(memory)}
@@ -104,9 +107,14 @@ def _gain(group: Group, result: Result) -> Difference | None:
 
 
 def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: list[dict[str, Any]]) -> list[str]:
-    timed = any(row["frame_ms"] is not None for row in rows)
-    head = ["method", "J&F", "vs stock (95 %)", "J", "F", "frames", "MiB", "tokens", *(["ms"] if timed else [])]
-    lines = [f"## {group.title}", "", f"![J&F over occupancy]({folder.name}/pareto.png)", ""]
+    times = {
+        head: (column, digits)
+        for head, column, digits in (("ms", "frame_ms", 1), ("time / stock", "time_vs_stock", 2))
+        if any(row[column] is not None for row in rows)
+    }
+    head = ["method", "J&F", "vs stock (95 %)", "J", "F", "frames", "MiB", "tokens", *times]
+    lines = [f"## {group.title}", ""]
+    lines += [f"![J&F over occupancy]({folder.name}/pareto.png)", ""] if group.ranked else []
     lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in rows:
         gain = (
@@ -115,19 +123,24 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
             else ""
         )
         name = f"**{row['method']}**" if row["method"] in BASELINES else row["method"]
+        name += f" ({row['videos']} of {len(group.videos)} videos)" if row["lacking"] else ""
         cells = [name + (" ◆" if row["front"] else ""), f"{row['jf']:.1f}", gain, f"{row['j']:.1f}", f"{row['f']:.1f}"]
         cells += [f"{row['peak_frames']:.1f}", f"{row['peak_mib']:.2f}", f"{row['tokens']:.0f}"]
-        cells += [f"{row['frame_ms']:.1f}" if row["frame_ms"] is not None else ""] if timed else []
+        cells += ["" if row[column] is None else f"{row[column]:.{digits}f}" for column, digits in times.values()]
         lines.append("| " + " | ".join(cells) + " |")
-    first = rows[0]
+    objects = max(row["objects"] for row in rows)
     lines += [
         "",
-        f"{first['videos']} videos, {first['objects']} objects. J, F: percent, as DAVIS 2017 defines them, means over "
+        f"{len(group.videos)} videos, {objects} objects. J, F: percent, as DAVIS 2017 defines them, means over "
         "objects. Frames and MiB: peak held for an object; tokens: attended to, mean over frames. vs stock: paired "
         "difference in J&F and its 95 % bootstrap interval over videos. ◆: on a front: no other run is as accurate "
         "with as little.",
         "",
     ]
+    lines += _failure_lines(group)
+    if "time / stock" in times:
+        turns = "ms: median frame of the run. time / stock: median over frames of one video that both track in turn."
+        lines += [turns, ""]
     lines += _challenge_lines(group)
     if pictures:
         lines += ["### Worst cases", ""]
@@ -137,15 +150,29 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
     return lines
 
 
+def _failure_lines(group: Group) -> list[str]:
+    lines = []
+    for result in group.results:
+        errors = [f"{name}: {' '.join(error.split())}" for name, error in result.metrics["failed"].items()]
+        lines += [f"`{result.label}` failed on {'; '.join(errors)}", ""] if errors else []
+    if len(group.ranked) < len(group.results):
+        lines += [
+            "Runs that lack videos come last, on no front and in no picture: their means are of other videos than the "
+            "rest. Their differences from stock are over the videos that both have.",
+            "",
+        ]
+    return lines
+
+
 def _challenge_lines(group: Group) -> list[str]:
-    names = sorted({name for result in group.results for name in result.metrics.get("challenges", {})})
+    names = sorted({name for result in group.ranked for name in result.metrics.get("challenges", {})})
     if not names:
         return []
-    shown = [r for r in group.results if r.label in BASELINES]
-    shown = [r for r in group.results if r in shown or r in group.results[: SHOWN - len(shown)]]
+    shown = [r for r in group.ranked if r.label in BASELINES]
+    shown = [r for r in group.ranked if r in shown or r in group.ranked[: SHOWN - len(shown)]]
     lines = ["### J&F by challenge", "", "| method | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
     lines.append("|---" + "|---:" * len(names) + "|")
-    best = {name: max(r.metrics.get("challenges", {}).get(name, 0) for r in group.results) for name in names}
+    best = {name: max(r.metrics.get("challenges", {}).get(name, 0) for r in group.ranked) for name in names}
     for result in shown:
         values = [result.metrics.get("challenges", {}).get(name) for name in names]
         cells = [
@@ -158,7 +185,7 @@ def _challenge_lines(group: Group) -> list[str]:
 
 def _worst(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:
     """Draw the worst videos of the best method besides the baselines, of the default one, and of the most frugal."""
-    others = [result for result in group.results if result.label not in BASELINES]
+    others = [result for result in group.ranked if result.label not in BASELINES]
     if group.reference is None or not others or count < 1:
         return []
     dataset = _reopen(group)

@@ -72,6 +72,16 @@ def test_front():
     assert [r.label for r in Group({}, results).front("mib")] == ["cheap", "good"]
 
 
+def test_a_run_that_lacks_videos_is_not_ranked():
+    stock = result("stock", 70, {"x": [90], "hard": [50]}, mib=10.0)
+    lucky = result("lucky", 91, {"x": [91]}, mib=1.0)
+    other = result("other", 71, {"x": [91], "hard": [51], "y": []}, mib=5.0)
+    group = Group({}, [stock, lucky, other, result("window", 70, {"x": [90], "hard": [50], "y": []}, mib=5.0)])
+    assert group.videos == {"x", "hard", "y"}
+    assert [r.label for r in group.ranked] == ["other", "window"]
+    assert [r.label for r in group.front("mib")] == ["other"]
+
+
 def test_worst_videos_are_those_furthest_below_stock():
     ours = result("a", 0, {"x": [50], "y": [70], "z": [10, 30]})
     group = Group({}, [ours, result("stock", 0, {"x": [60], "y": [60], "z": [80, 90]})])

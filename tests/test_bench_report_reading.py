@@ -61,6 +61,32 @@ def test_rows_of_others_are_read(stock, tmp_path):
     assert "| **stock** ◆ |" in (tmp_path / "report/README.md").read_text()
 
 
+def test_a_run_that_failed_on_a_video_is_marked_and_comes_last(stock, tmp_path):
+    hardest = min(stock["sequences"], key=lambda name: stock["sequences"][name])
+    for label in ("stock", "window", "keyframe"):
+        metrics = copy.deepcopy(stock)
+        metrics["config"]["method"].update(name=label, label=label)
+        if label == "keyframe":
+            metrics["sequences"].pop(hardest)
+            metrics["accuracy"]["jf"] += 20
+            metrics |= {"videos": 29, "failed": {hardest: "OSError: cannot\nread it"}}
+        (tmp_path / f"{label}.json").write_text(json.dumps(metrics))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report/README.md").read_text()
+    assert "test, 30 videos" in text
+    rows = [line for line in text.partition("### ")[0].splitlines() if line.startswith("| ") and "J&F" not in line]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
+        "**stock** ◆",
+        "**window** ◆",
+        "keyframe (29 of 30 videos)",
+    ]
+    assert f"`keyframe` failed on {hardest}: OSError: cannot read it" in text
+    assert "| keyframe |" not in text  # nor among the challenges
+    page = (tmp_path / "report/index.html").read_text()
+    (group,) = json.loads(re.search(r"const groups = (.*);\n", page)[1])
+    assert {row["method"]: row["lacking"] for row in group["rows"]} == {"stock": 0, "window": 0, "keyframe": 1}
+
+
 BROKEN = (
     (lambda m: m["accuracy"].update(jf=101), "accuracy.jf is 101, outside 0 to 100"),
     (lambda m: m["accuracy"].pop("j"), "accuracy lacks 'j'"),

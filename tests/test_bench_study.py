@@ -43,7 +43,7 @@ def result(family, index, jf, rate):
     """A family's run with a J&F and a keep-rate."""
     method, replacements = FAMILIES[family].runs()[index]
     spec = {"name": method, "set": replacements, "label": " ".join([method, *replacements])}
-    return Result(None, {"config": {"method": spec}, "accuracy": {"jf": jf}, "keep_rate": rate})
+    return Result(None, {"config": {"method": spec}, "accuracy": {"jf": jf}, "keep_rate": rate, "sequences": {}})
 
 
 def test_a_winner_is_the_best_of_its_family_and_of_equals_the_one_that_keeps_fewer():
