@@ -30,6 +30,9 @@ SCHEMA = 1
 IDENTITY = ("schema", "method", "data", "split", "model", "weights", "image_size", "device", "dtype", "threads", "seed")
 """Parts of a configuration that must agree for a run to go on."""
 
+PACKAGES = ("sam2-keyframe", "torch", "sam2")
+"""Packages whose versions must agree for a run to go on."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -62,6 +65,8 @@ class Run:
         else:
             write_text(file, yaml.safe_dump(dict(self.config), sort_keys=False, width=120))
         for left in [*self.path.glob(".tmp-*"), self.path / "failed"]:
+            if left.is_file():
+                left.unlink()
             shutil.rmtree(left, ignore_errors=True)
 
     def done(self, name: str) -> bool:
@@ -75,8 +80,8 @@ class Run:
         folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.path))
         write_csv(folder / "frames.csv", frames)
         write_csv(folder / "objects.csv", objects)
-        peak = {"peak_device_mib": tracked.peak_device_mib, "size": list(tracked.size)}
-        (folder / "video.json").write_text(json.dumps(peak))
+        facts = {"peak_device_mib": tracked.peak_device_mib, "size": list(tracked.size)}
+        (folder / "video.json").write_text(json.dumps({**facts, "commit": self.config["commit"]}))
         packed = {f"{obj_id}": np.stack([masks[t] for t in sorted(masks)]) for obj_id, masks in tracked.masks.items()}
         starts = {f"{obj_id}_first": np.array(min(masks)) for obj_id, masks in tracked.masks.items()}
         np.savez_compressed(folder / "masks.npz", **packed, **starts)  # type: ignore[arg-type]
@@ -99,10 +104,19 @@ class Run:
         return {file.name: file.read_text() for file in files if not self.done(file.name)}
 
     def finish(self, names: Iterable[str]) -> dict[str, Any]:
-        """Write `frames.csv`, `objects.csv` and `metrics.json` from the finished videos, and return the metrics."""
+        """Write `frames.csv`, `objects.csv` and `metrics.json` from the finished videos, and return the metrics.
+
+        Their commits are those that the videos were tracked with.
+
+        Raises:
+            ValueError: A video's files are of another version, or broken.
+            OSError: The directory cannot be read or written.
+        """
         folders = [self.path / "videos" / name for name in names if self.done(name)]
-        objects = [row for folder in folders for row in read_csv(folder / "objects.csv")]
-        peaks = [json.loads((folder / "video.json").read_text())["peak_device_mib"] for folder in folders]
+        begun = yaml.safe_load((self.path / "config.yaml").read_text())
+        videos = [_read_video(folder, begun["commit"]) for folder in folders]
+        objects = [row for rows, _, _ in videos for row in rows]
+        commits = ", ".join(sorted({commit for _, _, commit in videos if commit})) or None
         _concatenate([folder / "frames.csv" for folder in folders], self.path / "frames.csv")
         _concatenate([folder / "objects.csv" for folder in folders], self.path / "objects.csv")
         found = summary(objects) if objects else {}
@@ -111,12 +125,12 @@ class Run:
         metrics = {
             "schema": SCHEMA,
             "name": self.name,
-            "config": dict(self.config),
+            "config": {**self.config, "versions": begun["versions"], "commit": commits},
             "videos": len(folders),
             "objects": len(objects),
             "failed": self.failures(),
             **found,
-            "peak_device_mib": max((peak for peak in peaks if peak is not None), default=None),
+            "peak_device_mib": max((peak for _, peak, _ in videos if peak is not None), default=None),
         }
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         return metrics
@@ -162,18 +176,39 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     """Raise ValueError when a run's directory belongs to another version or configuration."""
     try:
         found = yaml.safe_load(file.read_text())
-        differing = [key for key in IDENTITY if found[key] != config[key]]
+        before, now = ({key: each[key] for key in IDENTITY} | _packages(each) for each in (found, config))
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a configuration of this version ({error}); choose another --out") from error
+    differing = [key for key in now if before[key] != now[key]]
     if differing:
-        shown = "; ".join(f"{key} was {found[key]!r} and is {config[key]!r}" for key in differing)
+        shown = "; ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in differing)
         raise ValueError(f"{file.parent} holds results of another version: {shown}. Choose another --out or remove it.")
+
+
+def _packages(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config["versions"].get(name) for name in PACKAGES}
+
+
+def _read_video(folder: Path, begun: str | None) -> tuple[list[dict[str, str]], float | None, str | None]:
+    """Return a finished video's objects, peak device memory and commit (`begun` where it does not say).
+
+    Raises:
+        ValueError: They are not what this version writes.
+    """
+    try:
+        objects, video = read_csv(folder / "objects.csv"), json.loads((folder / "video.json").read_text())
+        summary(objects)
+        return objects, video["peak_device_mib"], video.get("commit", begun)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is not a video of this version ({error!r}); remove it to track it again, or choose another --out"
+        ) from error
 
 
 def surroundings() -> dict[str, Any]:
     """Return versions, commit and machine, as far as they can be found out."""
     versions = {"python": platform.python_version()}
-    for name in ("sam2-keyframe", "torch", "sam2", "numpy"):
+    for name in (*PACKAGES, "numpy"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -217,4 +252,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def _concatenate(files: list[Path], target: Path) -> None:
     parts = [file.read_text() for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if part.partition("\n")[0] != parts[0].partition("\n")[0]:
+            raise ValueError(f"{file} and {files[0]} have different columns; remove the older video to track it again")
     write_text(target, "".join(part if i == 0 else part.partition("\n")[2] for i, part in enumerate(parts)))

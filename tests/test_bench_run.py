@@ -268,17 +268,3 @@ def test_unwritable_results_are_a_sentence(tmp_path, capsys):
     assert main(arguments) == 0
     assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "file")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
-
-
-def test_results_of_another_version_are_left_alone(tmp_path, capsys):
-    arguments = ["run", *SMALL, "--challenges", "static", "--method", "stock", "--out", str(tmp_path)]
-    assert main(arguments) == 0
-    file = only_run(tmp_path) / "config.yaml"
-    file.write_text(file.read_text().replace("schema: 1", "schema: 0"))
-    before = file.read_text()
-    assert main(arguments) == 2
-    assert "another version: schema was 0 and is 1" in capsys.readouterr().err
-    assert file.read_text() == before
-    file.write_text("nonsense")
-    assert main(arguments) == 2
-    assert "not a configuration of this version" in capsys.readouterr().err
