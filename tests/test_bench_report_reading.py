@@ -77,7 +77,7 @@ def test_a_run_that_failed_on_a_video_is_marked_and_comes_last(stock, tmp_path):
     rows = [line for line in text.partition("### ")[0].splitlines() if line.startswith("| ") and "J&F" not in line]
     assert [row.split(" | ")[0].strip("| ") for row in rows] == [
         "**stock** ◆",
-        "**window** ◆",
+        "**window**",
         "keyframe (29 of 30 videos)",
     ]
     assert f"`keyframe` failed on {hardest}: OSError: cannot read it" in text
