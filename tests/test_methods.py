@@ -151,18 +151,20 @@ def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
 
 
 def test_objects_are_independent(model: Any, absent: Any) -> None:
-    """One object or two, the same choices for each."""
+    """Alone or beside the other, the same choices for each."""
     folder, clip = absent
-    attended = []
-    for objects in ((1,), (1, 2)):
-        with sk.wrap(model, "keyframe", keep=0.05):
+    found: dict[tuple[int, ...], dict[int, Any]] = {}
+    for objects in ((1,), (2,), (1, 2)):
+        with sk.wrap(model, "keyframe", keep=0.05, measure=(sk.Histogram(region="object"), sk.FeatureShift("memory"))):
             state = model.init_state(str(folder))
             for obj_id in objects:
                 model.add_new_mask(state, 0, obj_id, torch.from_numpy(clip.masks[0] == obj_id))
             for _ in model.propagate_in_video(state):
                 pass
-        attended.append([(row.attended, row.scores, row.keyframe) for row in sk.memory_stats(state)[1].rows])
-    assert attended[0] == attended[1]
+        stats = sk.memory_stats(state)
+        found[objects] = {i: [(row.attended, row.scores, row.keyframe) for row in stats[i].rows] for i in objects}
+    assert found[1, 2] == found[(1,)] | found[(2,)]
+    assert found[1, 2][1] != found[1, 2][2]
 
 
 @pytest.mark.parametrize(

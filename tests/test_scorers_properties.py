@@ -11,7 +11,7 @@ import torch
 from tracked import FAKE, Count, change, fake_tensors, frame, history, repainted
 
 from sam2_keyframe import scorers as sk
-from sam2_keyframe.types import FrameRecord, History, Scorer
+from sam2_keyframe.types import FrameMemo, History, Scorer, TrackedFrame
 
 CHANGES: list[Any] = [
     sk.FrameDifference(),
@@ -166,7 +166,7 @@ def test_hue_and_saturation_ignore_brightness() -> None:
     assert change(sk.Histogram("luminance"), bright, dark) > 0.5
 
 
-@pytest.mark.parametrize("scorer", [s for s in SCORERS if not isinstance(s, sk.OpticalFlow)], ids=repr)
+@each
 def test_under_autocast_the_same_number(scorer: Any) -> None:
     plain = change(scorer, frame(0), frame(1, index=1), records=8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -230,39 +230,31 @@ def test_at_most_sixty_operations(scorer: Any) -> None:
 
 @each_change
 def test_eight_objects_each_get_the_number_of_one(scorer: Any) -> None:
-    alone = change(scorer, frame(0), frame(1, index=1), records=8)
-    before, now = frame(0), frame(1, index=1)
-    for _ in range(8):  # the frame's own results are shared, the object's are not
-        old = dataclasses.replace(before, kept={}, scratch={}, measured={})
-        new = dataclasses.replace(now, kept={}, scratch={}, measured={})
-        assert change(scorer, old, new, records=8) == alone
+    """Each with a mask, features and a keyframe of its own; what is computed of the whole frames is shared."""
 
+    def pixels() -> list[FrameMemo]:
+        return [frame(index).shared for index in range(3)]
 
-def test_parts_are_recorded_and_computed_once() -> None:
-    both = sk.Combine((sk.MaskIoU(), sk.Spatiotemporal(sk.MaskIoU())), how="max", name="both")
-    before, now = frame(0), frame(0, index=4, pred_masks=torch.neg)
-    both.score(before, History())
-    now.measure(both, history(before))
-    assert {name: float(value) for name, value in now.measured.items()} == pytest.approx(
-        {"mask_iou": 1.0, "spatiotemporal": 4.0, "both": 4.0}
-    )
+    def place(k: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def make(logits: torch.Tensor) -> torch.Tensor:
+            out = torch.full_like(logits, -6.0)
+            out[..., k : k + 5 + k % 3, 9 - k : 14] = 6.0
+            return out
 
+        return make
 
-def test_surprise_counts_standard_deviations_above_the_mean() -> None:
-    past = [FrameRecord(i, 0.0, {"mask_iou": value}) for i, value in enumerate([0.1, 0.3] * 5)]
-    before, now = frame(0), frame(0, index=1, pred_masks=torch.neg)
-    scorer = sk.Surprise(sk.MaskIoU())
-    scorer.score(before, History())
-    reference = before.reference()
-    assert float(scorer.score(now, History(reference, reference, [], past))) == pytest.approx((1 - 0.2) / 0.1, rel=1e-4)
-    assert float(scorer.score(now, History(reference, reference, [], past[:4]))) == 0
+    def view(index: int, k: int, shared: FrameMemo) -> TrackedFrame:
+        made = frame(10 + 8 * index + k, index=index, pred_masks=place((k + index) % 8))
+        return dataclasses.replace(made, shared=shared, image_embed=frame(index).image_embed)
 
+    def score(k: int, memos: list[FrameMemo]) -> float:
+        first, second, third = (view(index, k, memo) for index, memo in enumerate(memos))
+        scorer.score(first, History())
+        scorer.score(second, history(first, 8))
+        past = dataclasses.replace(history((first, second)[k % 2], 8), previous=second.reference())
+        return float(scorer.score(third, past))
 
-def test_novelty_is_the_distance_to_the_closest_keyframe() -> None:
-    assert sk.Novelty.all_keyframes  # or the bank keeps the prompts' descriptions alone
-    frames = [frame(seed, index=seed) for seed in range(4)]
-    for item in frames:
-        sk.FeatureShift().score(item, History())
-    references = [item.reference() for item in frames[:3]]
-    single = [float(sk.FeatureShift().score(frames[3], History(keyframe=one))) for one in references]
-    assert float(sk.Novelty().score(frames[3], History(keyframes=references))) == pytest.approx(min(single), abs=1e-6)
+    alone = [score(k, pixels()) for k in range(8)]
+    together = pixels()
+    assert [score(k, together) for k in range(8)] == alone
+    assert len(set(alone)) > 1
