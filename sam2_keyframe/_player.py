@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sam2_keyframe._recording import Recording
 from sam2_keyframe._steps import Geometry, Kind, Step, unpack
-from sam2_keyframe.attention import Whole, scheme_for
+from sam2_keyframe.attention import Whole
 from sam2_keyframe.bank import MemoryBank
 from sam2_keyframe.keyframe_memory import KeyframeMemory
-from sam2_keyframe.patches.attention import shown_memories
+from sam2_keyframe.patches.attention import read_layout
 from sam2_keyframe.patches.frames import scoring_image
 from sam2_keyframe.patches.recording import SCORES
 from sam2_keyframe.patches.view import (
@@ -177,7 +177,7 @@ class Player:
             entry = thing.non_cond[frame_idx] = thing.cond.pop(frame_idx)
             thing.bank.taken_back(frame_idx, entry)
             return
-        prompted, entry = step.kind is Kind.PROMPT, dict(self._entry)
+        prompted, entry = step.kind is Kind.PROMPT, self._output()
         (thing.cond if prompted else thing.non_cond)[frame_idx] = entry
         if prompted:
             thing.non_cond.pop(frame_idx, None)
@@ -199,11 +199,15 @@ class Player:
             count = pointers_read(read, memories, pointers, moment, self.geometry.past_pointers_only)
             tokens += count * pointer_tokens(self._entry)
         thing.held.append(sorted(bank.selection.held()))
-        entry = dict(self._entry)
+        entry = self._output()
         bank.observe(entry, self._frame(step) if self.method.observes else None, moment, cond)
         bank.trim(moment.then())
         bank.account(cond, moment, frames_attended(read, memories), tokens, math.nan)
         thing.non_cond[step.frame_idx] = entry
+
+    def _output(self) -> dict[str, Any]:
+        """Return a frame's stored output, its features told from other frames'."""
+        return {**self._entry, "maskmem_features": self._entry["maskmem_features"].detach()}
 
     def _spatial(
         self, thing: Thing, prompts: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment
@@ -216,11 +220,12 @@ class Player:
         if anchors:
             beside_prompts(view, anchors, read)
         selected = list(view["cond_frame_outputs"]) if anchors else read
-        prompted = len(shown_memories(view, selected, moment)) - len(memories)
-        schemes = [scheme_for(attend, conditioning=True, newest=False)] * prompted
-        schemes += [scheme_for(attend, conditioning=False, newest=memory.code == 0) for memory in memories]
-        plans = [scheme.plan(grid, self._blank) for scheme in schemes]
-        return sum(part.tokens(grid) for plan in plans for part in plan)
+        layout = read_layout(
+            attend, view, selected, memories, moment, grid, thing.bank.store.plans, torch.device("cpu")
+        )
+        if layout.keep is not None:
+            layout.keep(torch.zeros(1, grid[0] * grid[1]))  # how many tokens are kept is known, not which
+        return layout.tokens
 
     # -- frames -------------------------------------------------------------------------------------------------
 

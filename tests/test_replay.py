@@ -12,7 +12,7 @@ import torch
 from conftest import make_predictor
 
 import sam2_keyframe as sk
-from sam2_keyframe.attention import Pool
+from sam2_keyframe.attention import Foveated, Pool, SalientTokens
 from sam2_keyframe.buffer import LeastSignificant, LeastUsed, MostRedundant
 from sam2_keyframe.compression import PCA
 from sam2_keyframe.kalman import Kalman
@@ -140,6 +140,14 @@ def predictor() -> Any:
 def test_a_replay_repeats_the_live_run(predictor: Any, clip: Any, name: str, session: str) -> None:
     stats, recording = live(predictor, clip, METHODS[name], session)
     assert_same(replay(clip.frames, recording, METHODS[name]), stats)
+
+
+@pytest.mark.parametrize("scheme", [Pool(4, conditioning=True), Foveated(0.2, 4, conditioning=True), SalientTokens()])
+@pytest.mark.parametrize("session", ["later_prompt", "both_ways", "corrected"])
+def test_so_it_counts_the_tokens_that_each_scheme_reads(predictor: Any, clip: Any, scheme: Any, session: str) -> None:
+    method = sk.KeyframeMemory(attend=scheme, keep=0.1, gate=sk.Always(), capacity=3, compressor=PCA(4))
+    stats, recording = live(predictor, clip, method, session)
+    assert_same(replay(clip.frames, recording, method), stats)
 
 
 @pytest.mark.parametrize("session", ["both_ways", "corrected", "cleared"])
