@@ -56,6 +56,10 @@ def test_bench_measures_time_beside_stock(bench):
     times = {name: metrics["time"]["beside_stock"] for name, metrics in found.items()}
     assert {time["frames"] for time in times.values()} == {FRAMES - SKIPPED}
     assert {time["video"] for time in times.values()} == {"occlusion-20000"}
+    lines = (out / "report/README.md").read_text().splitlines()
+    for name, time in times.items():
+        row = next(line for line in lines if line.replace("*", "").startswith((f"| {name} |", f"| {name} ◆ |")))
+        assert f"| {time['ratio']:.2f} |" in row
 
 
 def test_a_clip_too_short_for_a_time_is_no_failure(tmp_path, capsys):
