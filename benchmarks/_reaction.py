@@ -110,6 +110,7 @@ def render(seed: int, part: float = 0.0, **edit: float) -> tuple[np.ndarray, np.
     Returns:
         (256, 256, 3) uint8 pixels, and the (256, 256) bool mask of what is visible of the object.
     """
+    half = edit.get("corner", 0.0) / 2
     edit = {key: value * part + (1 - part) * (key in ("scale", "light")) for key, value in edit.items()}
     get = edit.get
     back, skin, wall, other = (photographs()[(seed + k) % 4] for k in range(4))
@@ -129,7 +130,6 @@ def render(seed: int, part: float = 0.0, **edit: float) -> tuple[np.ndarray, np.
 
     if get("twin"):
         draw(np.add(middle, (-90 if middle[0] > 0 else 90, 170 * (1 - get("twin", 0.0)))))
-    half = CHANGES["turning"]["corner"] / 2
     steps = [get("move", 0.0) + min(get("corner", 0.0), half), max(get("corner", 0.0) - half, 0.0)]
     inside = draw(middle + steps)
     if get("cover"):

@@ -80,7 +80,12 @@ def verdicts(rows: dict[str, dict[str, list[float]]], nuisances: list[str]) -> l
 def page(found: dict[str, Any]) -> str:
     """Return the part of docs/scorers.md that is made from the results."""
     nuisances = found["nuisances"]
-    parts = []
+    parts = [
+        f"Mean ± standard deviation over {found['scenes']} scenes. A scorer *reacts* to what moves it by at least "
+        f"{MUCH:.0%} of its\nlargest mean on a change of the object, and *ignores* what moves it by less than "
+        f"{NOTHING:.0%} of that.",
+        "",
+    ]
     for kind, title in AGAINST.items():
         parts += [f"### {title}", "", *verdicts(found[kind], nuisances), "", *numbers(found[kind]), ""]
     parts += ["### Quality scores at the end of each clip", "", *numbers(found["quality"])]
