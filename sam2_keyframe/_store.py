@@ -44,7 +44,6 @@ class Store:
         self.payloads: dict[int, tuple[Compressor, Payload]] = {}
         self.moved: set[int] = set()
         self.plans: dict[int, Plan] = {}
-        self._latest: dict[Compressor, Payload] = {}  # the newest payload of each codec, from which PCA goes on
         self._encoding: Any = None  # the position encoding, which all memories share
         self._leaving: list[tuple[Entry, Tensor]] = []  # mask logits on their way to the CPU
         self._blank: Tensor | None = None
@@ -107,9 +106,9 @@ class Store:
         if codec == Identity() or frame_idx in self.payloads or not self.usable(frame_idx):
             return
         entry = self.entries[frame_idx]
-        payload = codec.compress(entry["maskmem_features"], self._latest.get(codec))
-        self.payloads[frame_idx] = codec, payload
-        self._latest[codec] = payload
+        # From the last memory still held PCA goes on; a basis kept apart would outlive a pass over the video.
+        known = (payload for other, payload in reversed(self.payloads.values()) if other == codec)
+        self.payloads[frame_idx] = codec, codec.compress(entry["maskmem_features"], next(known, None))
         self._encoding = entry["maskmem_pos_enc"]
         self.drop_memory(entry)
 
@@ -182,7 +181,6 @@ class Store:
         return total
 
     def tensors(self) -> list[Tensor]:
-        """Return what compressed memories, the newest one even where its frame has left, and plans consist of."""
-        payloads = [*(payload for _, payload in self.payloads.values()), *self._latest.values()]
+        """Return what compressed memories and plans consist of."""
         chosen = [part.index for plan in self.plans.values() for part in plan if part.index is not None]
-        return [*chosen, *(tensor for payload in payloads for tensor in payload.tensors())]
+        return [*chosen, *(tensor for _, payload in self.payloads.values() for tensor in payload.tensors())]

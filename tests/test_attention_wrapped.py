@@ -116,6 +116,15 @@ def test_what_attention_knows_of_memories_leaves_with_them_and_is_counted(
     assert all(a.memory.nbytes - b.memory.nbytes == n for a, b, n in same)
 
 
+@pytest.mark.parametrize("codec", [PCA(0.4), PCA(4, basis="running"), Chain(PCA(0.25), Int8())], ids=repr)
+def test_a_second_pass_gives_the_masks_of_the_first(codec: Any, model: Any, clip: Any) -> None:
+    state = sk.init_state(model, clip.frames)
+    with sk.wrap(model, "compact", compressor=codec, minor_compressor=codec):
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        first, second = ([m.clone() for *_, m in model.propagate_in_video(state)] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_minor_frames_are_held_compressed_and_attended_to(model: Any, clip_folder: Any, clip: Any) -> None:
     with sk.wrap(model, "keyframe", **PACKED):
         state = run(model, "forward", clip_folder, clip)[2][0]
