@@ -85,7 +85,8 @@ def read_layout(
     for idx, (_, entry, memory) in zip(frames, shown, strict=True):
         scheme = scheme_for(attend, conditioning=memory is None, newest=idx is not None and idx == newest)
         layout.append(_plan(scheme, idx, entry, grid, plans, device))
-    if not isinstance(attend, SalientTokens) or newest is None or shown[frames.index(newest)][2] is None:
+    unmeasured = {memory.frame_idx for memory in memories} - plans.keys()
+    if not isinstance(attend, SalientTokens) or newest is None or newest not in unmeasured:
         return TokenLayout(grid, tuple(layout))
 
     def keep(drawn: Tensor) -> None:

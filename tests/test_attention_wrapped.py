@@ -229,6 +229,42 @@ def test_a_memory_is_read_by_its_own_salient_tokens(
     assert len({tuple(index[0].tolist()) for index in known.values()}) > 4
 
 
+def test_a_memory_is_measured_once_however_often_it_is_the_newest(
+    model: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one read every layer is measured; SAM 2 reads frame 7 again as the newest for a click on frame 8."""
+    measured, real = [], patch.drawn_attention
+    monkeypatch.setattr(patch, "drawn_attention", lambda *given: measured.append(1) or real(*given))
+    state, layers = sk.init_state(model, clip.frames), len(model.memory_attention.layers)
+    with sk.wrap(model, "keyframe", attend=SalientTokens(), keep=0.0, gate=sk.Always()):
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        list(model.propagate_in_video(state, max_frame_num_to_track=9))
+        assert len(measured) == 8 * layers
+        before = {idx: plan[0].index.clone() for idx, plan in bank_of(state).store.plans.items()}
+        assert 7 in before
+        model.add_new_points_or_box(state, 8, 1, points=[[60.0, 60.0]], labels=[1])
+        assert len(measured) == 8 * layers
+        assert torch.equal(bank_of(state).store.plans[7][0].index, before[7])
+
+
+def test_a_read_that_fails_measures_nothing(model: Any, clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], patch.attend
+
+    def fails(query: Any, groups: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3 * len(model.memory_attention.layers):
+            raise MemoryError("in the last layer")
+        return real(query, groups)
+
+    monkeypatch.setattr(patch, "attend", fails)
+    state = sk.init_state(model, clip.frames)
+    with sk.wrap(model, "keyframe", attend=SalientTokens()):
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        with pytest.raises(MemoryError, match="last layer"):
+            list(model.propagate_in_video(state))
+        assert set(bank_of(state).store.plans) == {1}
+
+
 def test_a_compiled_predictor_is_refused_and_left_alone() -> None:
     predictor = official(vos_optimized=True)
     before = set(vars(predictor))
