@@ -1,11 +1,18 @@
 """The notebooks run from top to bottom, are committed with their outputs, and use public names only."""
 
 import ast
+import base64
+import colorsys
+import io
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from benchmarks.notebooks import _slim
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -44,6 +51,24 @@ def test_short_public_and_committed_with_outputs(name):
     assert pictures
     text = "".join(str(output) for cell in cells for output in cell.outputs)
     assert not re.search(r"/(root|work|home|tmp)/", text)  # no path of the machine it was made on
+
+
+def test_pictures_keep_the_colours_of_a_charts_marks():
+    rng = np.random.default_rng(0)
+    chart = np.full((400, 600, 3), 255, np.uint8)
+    photo = np.linspace(40, 220, 600)[:, None] + rng.normal(0, 9, (200, 600, 3))
+    chart[200:] = photo.clip(0, 255)
+    colours = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i / 12, 0.8, 0.7)) for i in range(12)]
+    for i, colour in enumerate(colours):
+        chart[20:26, 20 + 40 * i : 26 + 40 * i] = colour
+    file = io.BytesIO()
+    Image.fromarray(chart).save(file, "PNG")
+    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    _slim(data)
+    after = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")).astype(int)
+    assert len(data["image/png"]) < len(file.getvalue()) / 2
+    for i, colour in enumerate(colours):
+        assert np.abs(after[20:26, 20 + 40 * i : 26 + 40 * i] - colour).max() < 16, colour
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
