@@ -140,8 +140,8 @@ class Foveated:
 class SalientTokens:
     """The tokens that drew most of SAM 2's own attention when the memory was the newest; the others are left out.
 
-    While a memory is the newest it is read whole, and `drawn_attention` measures what each of its tokens draws, added
-    up over the layers. Afterwards only the top share is read. Prompted frames, and memories that were never read as
+    When a memory is first read as the newest, whole, `drawn_attention` measures what each of its tokens draws, added up
+    over the layers. Afterwards only the top share is read. Prompted frames, and memories that were never read as
     the newest, stay whole.
 
     Source: sparse memory retrieval of Efficient-SAM2 (ICLR 2026, training-free part); there by all queries, and each

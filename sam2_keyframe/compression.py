@@ -57,7 +57,8 @@ class Cast(Codec):
         return features.float().clamp(-limit, limit).to(dtype), ()
 
     def _unpack(self, payload: Packed) -> Tensor:
-        return data_of(payload).float()
+        limit = torch.finfo(payload.dtype).max  # bfloat16 rounds the largest float16 up, beyond it
+        return data_of(payload).float().clamp(-limit, limit)
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,20 @@ class Prune(Codec):
 
     def _pack(self, features: Tensor, previous: Packed | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = features.float()
-        energy, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        largest = _largest(x)
+        energy, mean = torch.var_mean(x / largest, dim=(0, 2, 3), correction=0)
         index = energy.topk(_count(self.keep, x.shape[1])).indices.sort().values
-        return features.index_select(1, index), (mean.to(features.dtype), index.to(torch.int16))
+        return features.index_select(1, index), ((mean * largest).to(features.dtype), index.to(torch.int16))
 
     def _unpack(self, payload: Packed) -> Tensor:
         mean, index = payload.side
         full = mean.float().view(1, -1, 1, 1).expand(payload.shape)
         return full.index_copy(1, index.long(), data_of(payload).float())
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Return the largest magnitude, 0-dim and above 0: in units of it squares and sums cannot overflow."""
+    return x.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -149,11 +156,13 @@ class PCA(Codec):
 
     The basis comes from orthogonal iteration, started from an earlier memory's basis where one is given. A column's
     sign makes its largest entry positive. Projection never adds error: the squared error is at most that of the mean.
+    What is restored lies within the largest magnitude of what was compressed.
 
     Attributes:
-        rank: Directions kept, as a number or as a share of the channels. Bytes fall to about this share.
+        rank: Directions kept, as a number or as a share of the channels. Bytes fall to about this share, and grow where
+            all are kept, as the basis is stored too.
         basis: "memory" fits this memory; "running" a decaying average over the object's memories (0.3 for the newest),
-            which `previous` carries as its basis and variances.
+            which `previous` carries as its basis and standard deviations.
 
     Raises:
         ValueError: `rank` or `basis` is outside its range.
@@ -169,6 +178,8 @@ class PCA(Codec):
 
     def _pack(self, features: Tensor, previous: Packed | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = features.float().transpose(0, 1).flatten(1)  # (C, tokens)
+        largest = _largest(x)
+        x = x / largest
         mean = x.mean(dim=1, keepdim=True)
         centred = x - mean
         spread = centred @ centred.T / x.shape[1]
@@ -177,22 +188,22 @@ class PCA(Codec):
         if previous is not None and known:
             start = previous.side[1].to(x)
             if self.basis == "running":
-                past = start * previous.side[2] @ start.T
+                past = start * (previous.side[3] / largest).clamp_max(1e6).square() @ start.T
                 spread = 0.3 * spread + 0.7 * past
         else:
             start = _cosines(channels, rank, x.device)
         basis = _orthogonal_iteration(spread, start, steps=3 if known else 12)
-        side = [mean[:, 0].to(features.dtype), basis.to(features.dtype)]
+        side = [mean[:, 0].to(features.dtype), basis.to(features.dtype), largest]
         if self.basis == "running":
-            side.append(((spread @ basis) * basis).sum(dim=0))  # variances; float16 could not hold them
+            side.append(((spread @ basis) * basis).sum(dim=0).clamp_min(0).sqrt() * largest)
         batch, _, h, w = features.shape
         coordinates = (basis.T @ centred).view(rank, batch, h, w).transpose(0, 1).contiguous()
         return coordinates.to(features.dtype), tuple(side)
 
     def _unpack(self, payload: Packed) -> Tensor:
-        mean, basis = payload.side[0].float(), payload.side[1].float()
-        coordinates = data_of(payload).float()
-        return torch.einsum("cr,brhw->bchw", basis, coordinates) + mean.view(1, -1, 1, 1)
+        mean, basis, largest = (tensor.float() for tensor in payload.side[:3])
+        units = torch.einsum("cr,brhw->bchw", basis, data_of(payload).float()) + mean.view(1, -1, 1, 1)
+        return units.clamp(-1, 1) * largest
 
 
 def _cosines(channels: int, rank: int, device: torch.device) -> Tensor:
