@@ -13,6 +13,24 @@ from benchmarks import _reaction, _reaction_page, scorers
 from benchmarks._reaction import CHANGES, NUISANCES, QUALITY, SCORERS, STEPS, ramp, render
 from sam2_keyframe.scorers import SCORERS as REGISTRY
 
+CLAIMS = {
+    ("keyframe", "MaskIoU"): (
+        "shape scale motion turning occlusion",
+        "appearance background look-alike illumination noise",
+    ),
+    ("keyframe", "MaskShape"): ("shape occlusion", "scale appearance motion turning background illumination noise"),
+    ("keyframe", "MaskShape area"): ("scale occlusion", "appearance motion turning background camera illumination"),
+    ("keyframe", "FeatureShift memory"): ("appearance", "shape scale motion turning look-alike illumination camera"),
+    ("keyframe", "FeatureShift image"): ("appearance", "shape scale motion turning look-alike illumination camera"),
+    ("keyframe", "FeatureShift pointer"): ("occlusion", "shape motion turning look-alike illumination camera"),
+    ("keyframe", "OpticalFlow mean, object"): ("motion turning", "look-alike illumination noise"),
+    ("previous", "OpticalFlow relative"): ("motion turning", "camera illumination noise"),
+    ("previous", "OpticalFlow direction"): ("turning", "appearance illumination noise"),
+    ("keyframe", "OpticalFlow mean"): ("camera", "illumination noise"),
+    ("keyframe", "Histogram hsv"): ("background", "illumination motion"),
+}
+"""What the first table of docs/scorers.md says that a scorer notices, and what it says that it ignores."""
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -142,6 +160,19 @@ def test_pages_say_what_the_results_say():
     table = scorers.cost_table(json.loads((scorers.RESULTS / "cost.json").read_text()))
     assert table in scorers.README.read_text()
     assert (scorers.RESULTS / "cost.md").read_text() == table + "\n"
+
+
+def test_the_results_bear_out_what_the_page_recommends():
+    found = json.loads((_reaction.RESULTS / "reaction.json").read_text())
+    for (kind, label), (notices, ignores) in CLAIMS.items():
+        share = _reaction_page.shares(found[kind], found["nuisances"])[label]
+        assert min(share[change] for change in notices.split()) >= 0.5, (label, share)
+        assert max(share[change] for change in ignores.split()) <= 0.2, (label, share)
+    quality = _reaction_page.summary(found["quality"])
+    for label in ("PredictedIoU", "ObjectScore", "Stability"):
+        order = sorted(quality[label], key=lambda change: quality[label][change][0])
+        assert order[:2] == ["occlusion", "appearance"], (label, order)
+    assert max(mean for mean, _ in quality["Distractor"].values()) < 0.1
 
 
 def test_cost_is_the_median_and_counts_what_computes(monkeypatch):
