@@ -154,15 +154,16 @@ def _largest(x: Tensor) -> Tensor:
 class PCA(Codec):
     """The coordinates along the directions of most variance over the grid. Tokens do not fall.
 
-    The basis comes from orthogonal iteration, started from an earlier memory's basis where one is given. A column's
-    sign makes its largest entry positive. Projection never adds error: the squared error is at most that of the mean.
-    What is restored lies within the largest magnitude of what was compressed.
+    The basis comes from orthogonal iteration; that of a memory is started from an earlier one's where one is given. A
+    column's sign makes its largest entry positive. Projection never adds error: the squared error is at most that of
+    the mean. What is restored lies within the largest magnitude of what was compressed.
 
     Attributes:
         rank: Directions kept, as a number or as a share of the channels. Bytes fall to about this share, and grow where
             all are kept, as the basis is stored too.
         basis: "memory" fits this memory; "running" a decaying average over the object's memories (0.3 for the newest),
-            which `previous` carries as its basis and standard deviations.
+            of which `previous` carries the directions kept, with their standard deviations. What they leave out is
+            forgotten, so it turns to new content some memories later than the whole average would.
 
     Raises:
         ValueError: `rank` or `basis` is outside its range.
@@ -184,15 +185,15 @@ class PCA(Codec):
         centred = x - mean
         spread = centred @ centred.T / x.shape[1]
         channels, rank = x.shape[0], _count(self.rank, x.shape[0])
-        known = previous is not None and previous.side[1].shape == (channels, rank)
-        if previous is not None and known:
-            start = previous.side[1].to(x)
+        start, steps = _cosines(channels, rank, x.device), 12
+        if previous is not None and previous.side[1].shape == (channels, rank):
+            known = previous.side[1].to(x)
             if self.basis == "running":
-                past = start * (previous.side[3] / largest).clamp_max(1e6).square() @ start.T
+                past = known * (previous.side[3] / largest).clamp_max(1e6).square() @ known.T
                 spread = 0.3 * spread + 0.7 * past
-        else:
-            start = _cosines(channels, rank, x.device)
-        basis = _orthogonal_iteration(spread, start, steps=3 if known else 12)
+            else:  # a little of the cosines, as nothing leads from a basis to content orthogonal to it
+                start, steps = known + 1e-3 * start, 3
+        basis = _orthogonal_iteration(spread, start, steps)
         side = [mean[:, 0].to(features.dtype), basis.to(features.dtype), largest]
         if self.basis == "running":
             side.append(((spread @ basis) * basis).sum(dim=0).clamp_min(0).sqrt() * largest)

@@ -185,6 +185,25 @@ def test_running_basis_remembers_what_the_memory_alone_has_not():
     assert (kept.T @ truth).norm() ** 2 > 5.5 > 3 > (alone.T @ truth).norm() ** 2
 
 
+def disjoint(seed, first, channels=32, rank=8):
+    """A memory in `rank` channels alone."""
+    x = torch.zeros(1, channels, 20, 20)
+    x[:, first : first + rank] = torch.randn(1, rank, 20, 20, generator=torch.Generator().manual_seed(seed))
+    return x
+
+
+@pytest.mark.parametrize(("basis", "errors"), [("memory", [0.01] * 6), ("running", [0.95, 0.95, 0.95, 0.8, 0.6, 0.3])])
+def test_a_basis_turns_to_content_that_is_orthogonal_to_it(basis, errors):
+    codec, payload = PCA(8, basis=basis), None
+    for seed in range(6):
+        payload = codec.compress(disjoint(seed, 8), payload)
+    for seed, most in enumerate(errors):
+        x = disjoint(seed, 20)
+        payload = codec.compress(x, payload)
+        error = (codec.restore(payload) - x).norm() / x.norm()
+        assert error <= most, (seed, error)
+
+
 def test_running_basis_of_one_memory_repeated_is_that_memorys():
     running, x = PCA(6, basis="running"), correlated(0)
     payload = running.compress(x)
