@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._schema import check_metrics
-from benchmarks._store import IDENTITY, SCHEMA, write_text
+from benchmarks._store import SCHEMA, protocol, write_text
 from benchmarks.sweep import BASELINES
 
 REFERENCE = BASELINES[0]
@@ -139,11 +139,6 @@ def load_groups(folder: Path) -> list[Group]:
         ranked = {result.label for result in group.ranked}
         group.results.sort(key=lambda result: (result.label not in ranked, -result.jf))
     return sorted(groups.values(), key=lambda group: group.title)
-
-
-def protocol(config: Mapping[str, Any]) -> str:
-    """Return what two runs must have in common to be compared, as a text."""
-    return json.dumps({name: config[name] for name in IDENTITY if name != "method"}, sort_keys=True)
 
 
 def _rows(file: Path) -> bool:

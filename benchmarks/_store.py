@@ -165,8 +165,8 @@ class Run:
 
 def make_run(out: Path, config: Mapping[str, Any]) -> Run:
     """Return the run of a configuration: its directory is named from it."""
-    identity = {key: config[key] for key in IDENTITY} | {"repr": config["method"]["repr"]}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    whole = _identity(config) | {"repr": config["method"]["repr"]}
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:6]
     words = [config["data"]["name"], config["split"], config["model"], config["method"]["label"]]
     slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", "_".join(words).replace("/", "-")).strip("-")[:120]
     return Run(out / f"{slug}-{digest}", config)
@@ -176,13 +176,26 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     """Raise ValueError when a run's directory belongs to another version or configuration."""
     try:
         found = yaml.safe_load(file.read_text())
-        before, now = ({key: each[key] for key in IDENTITY} | _packages(each) for each in (found, config))
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        before, now = (_identity(each) | _packages(each) for each in (found, config))
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a configuration of this version ({error}); choose another --out") from error
     differing = [key for key in now if before[key] != now[key]]
     if differing:
         shown = "; ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in differing)
         raise ValueError(f"{file.parent} holds results of another version: {shown}. Choose another --out or remove it.")
+
+
+def protocol(config: Mapping[str, Any]) -> str:
+    """Return what two runs must have in common to be compared, as a text."""
+    return json.dumps({name: part for name, part in _identity(config).items() if name != "method"}, sort_keys=True)
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a configuration in IDENTITY; a folder is known by name and sequences, wherever it lies."""
+    found = {name: config[name] for name in IDENTITY}
+    if found["data"].get("path", "synthetic") != "synthetic":
+        found["data"] = {name: part for name, part in found["data"].items() if name in ("name", "sequences")}
+    return found
 
 
 def _packages(config: Mapping[str, Any]) -> dict[str, Any]:

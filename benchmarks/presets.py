@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks._beside import time_runs
-from benchmarks._compare import Group, load_groups, protocol
-from benchmarks._store import write_text
+from benchmarks._compare import Group, load_groups
+from benchmarks._store import protocol, write_text
 from benchmarks.report import write_report
 from benchmarks.run import add_arguments, carry_out, make_plan
 from benchmarks.sweep import combinations

@@ -107,11 +107,16 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
     if options.workers < 1 or options.threads < 1:
         raise ValueError(f"workers={options.workers}, threads={options.threads}: give at least one")
     keywords = ("sequences", "challenges", "clips", "frames", "size", "objects")
-    dataset = open_dataset(options.data, options.split, **{name: getattr(options, name) for name in keywords})
+    parts = {name: getattr(options, name) for name in keywords}
+    dataset = open_dataset(options.data, options.split, **parts)
+    if options.data == "synthetic":
+        parts |= {name: list(parts[name]) for name in ("sequences", "challenges")}
+    else:
+        parts = {"sequences": sorted(dataset.names)}
     checkpoint = check_model(options.model, options.checkpoints)
     shared = {
         "schema": SCHEMA,
-        "data": {"name": dataset.name, "path": options.data, **{name: getattr(options, name) for name in keywords}},
+        "data": {"name": dataset.name, "path": options.data, **parts},
         "split": dataset.split,
         "model": checkpoint.stem if checkpoint else "micro",
         "weights": fingerprint(checkpoint),
@@ -123,7 +128,6 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
         "shared_features": share,
         **surroundings(),
     }
-    shared["data"] = {key: list(v) if isinstance(v, tuple) else v for key, v in shared["data"].items()}
     slots = memory_slots(checkpoint)
     runs: list[tuple[Run, KeyframeMemory]] = []
     for name, replacements in methods:

@@ -13,8 +13,8 @@ from PIL import Image
 from benchmarks import default, methods
 from benchmarks.__main__ import main
 from benchmarks._beside import WARM_UP, beside_stock
-from benchmarks._compare import Difference, difference, keep_results, load_groups, protocol
-from benchmarks._store import read_csv
+from benchmarks._compare import Difference, difference, keep_results, load_groups
+from benchmarks._store import protocol, read_csv
 from benchmarks.datasets import Synthetic
 from sam2_keyframe import METHODS, KeyframeMemory, Threshold, make_method
 from sam2_keyframe.micro import load_micro_predictor
