@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam2_keyframe.attention import Whole
+from sam2_keyframe.attention import Whole, check_grid
 from sam2_keyframe.bank import MemoryBank
 from sam2_keyframe.kalman import Track
 from sam2_keyframe.keyframe_memory import KeyframeMemory
@@ -83,6 +83,7 @@ class Sam2Patch:
         self._step: Step | None = None
         self._prompt_memos: dict[int, tuple[FrameMemo, Tensor]] = {}
         self._frames = Frames(predictor)
+        check_grid(method.attend, (predictor.sam_image_embedding_size,) * 2)
         self._attention = None if method.attend == Whole() else AttentionHook(predictor)
 
     @staticmethod

@@ -79,7 +79,7 @@ class Pool:
 
     def plan(self, grid: tuple[int, int], mask: Tensor | None = None) -> Plan:
         """Return the tokens to attend to; `mask` is not used."""
-        _check_grid(self, self.size, grid)
+        check_grid(self, grid)
         return (Part(self.size),)
 
 
@@ -119,7 +119,7 @@ class Foveated:
         Raises:
             ValueError: There is no mask, or `size` does not divide the grid.
         """
-        _check_grid(self, self.size, grid)
+        check_grid(self, grid)
         if mask is None:
             raise ValueError(f"{self!r} needs the mask of every memory: pass its pred_masks")
         rows, columns = grid[0] // self.size, grid[1] // self.size
@@ -182,7 +182,11 @@ ATTEND: Mapping[str, Callable[..., Attend]] = {
 """Schemes by name; call with the fields of the class."""
 
 
-def _check_grid(scheme: Pool | Foveated, size: int, grid: tuple[int, int]) -> None:
+def check_grid(scheme: Attend, grid: tuple[int, int]) -> None:
+    """Raise ValueError where the scheme has windows that do not divide the (h, w) grid of a memory."""
+    if not isinstance(scheme, Pool | Foveated):
+        return
+    size = scheme.size
     if grid[0] % size or grid[1] % size or grid[0] * grid[1] <= size * size:
         raise ValueError(f"{scheme!r}: windows of {size} do not divide a {grid[0]}x{grid[1]} grid; use another size")
 

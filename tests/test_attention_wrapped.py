@@ -265,6 +265,14 @@ def test_a_read_that_fails_measures_nothing(model: Any, clip: Any, monkeypatch: 
         assert set(bank_of(state).store.plans) == {1}
 
 
+@pytest.mark.parametrize("scheme", [Pool(5), Foveated(0.2, 8)], ids=repr)
+def test_windows_that_do_not_divide_the_grid_are_refused_at_once(scheme: Any, model: Any) -> None:
+    before = set(vars(model))
+    with pytest.raises(ValueError, match=rf"windows of {scheme.size} .* 8x8 grid"):
+        sk.wrap(model, "keyframe", attend=scheme)
+    assert set(vars(model)) == before
+
+
 def test_a_compiled_predictor_is_refused_and_left_alone() -> None:
     predictor = official(vos_optimized=True)
     before = set(vars(predictor))
