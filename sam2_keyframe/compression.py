@@ -105,7 +105,8 @@ class Downsample(Codec):
 
 
 def _check_count(name: str, value: int | float) -> None:
-    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
         raise ValueError(f"{name}={value!r}: give a number of channels (1 or more) or a share of them in (0, 1]")
 
 
