@@ -275,8 +275,9 @@ class MemoryBank:
             frames = sum(map(self.store.usable, self.store.entries))
             nbytes += self.store.nbytes(device)
             host_nbytes += self.store.nbytes(device, elsewhere=True)
-            moved = stored - len(self.store.entries) + len(self.store.moved)
-            host_nbytes += moved * entry["pred_masks"].nbytes
+            left = stored - len(self.store.entries)
+            host_nbytes += (left + len(self.store.moved)) * entry["pred_masks"].nbytes
+            host_nbytes += left * (entry["obj_ptr"].nbytes + entry["object_score_logits"].nbytes)
         kept = self.store.tensors() + self.long_term.tensors()
         kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
         unique = {id(t): t for t in kept}.values()

@@ -320,3 +320,21 @@ def test_bytes_on_the_device_and_elsewhere(predictor: Any, clip_folder: Any, cli
     assert moved > 0
     assert (store.nbytes(here), store.nbytes(here, elsewhere=True)) == (whole - moved, 0)
     assert (store.nbytes(other), store.nbytes(other, elsewhere=True)) == (0, whole - moved)
+
+
+@pytest.mark.parametrize("keep_masks", [True, False])
+def test_what_rests_on_the_host_is_counted(keep_masks: bool, predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """Mask logits of past frames, and the pointers of those that no frame will read again."""
+    sk.wrap(predictor, "window", keep_masks=keep_masks)
+    state = predictor.init_state(str(clip_folder))
+    predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+    list(predictor.propagate_in_video(state))
+    held = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
+    store, row = state["output_dict_per_obj"][0][KEY].store, sk.memory_stats(state)[1].last
+    left = [entry for idx, entry in held.items() if idx not in store.entries]
+    small = sum(entry[key].nbytes for entry in left for key in ("obj_ptr", "object_score_logits"))
+    masks = sum(
+        entry["pred_masks"].nbytes for idx, entry in held.items() if idx in store.moved or idx not in store.entries
+    )
+    assert (small > 0) == keep_masks
+    assert row.host_nbytes == small + masks
