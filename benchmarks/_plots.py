@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks._compare import Group, Result
+from benchmarks._legend import Look, families, left_out, looks
 from benchmarks._store import read_csv
 from benchmarks.datasets import Dataset, Video
 from benchmarks.sweep import BASELINES
@@ -22,61 +24,46 @@ PANELS = (
     ("peak_mib", "MiB held (peak)"),
     ("tokens", "tokens attended (mean)"),
 )
-BASELINE_LOOK: dict[str, dict[str, Any]] = {
-    "stock": {"marker": "s", "facecolors": "none", "edgecolors": "#b0402f", "linewidths": 2.2, "s": 130},
-    "window": {"marker": "D", "facecolors": "#565b66", "edgecolors": "white", "linewidths": 0.7, "s": 45},
-}
-COLOURS = ("#1f6fb4", "#e08214", "#2a9d5c", "#8352a8", "#c2458f", "#8a6a3b", "#17a0b0", "#7f9a1e", "#444444", "#e8b000")
-MARKERS = "o^vP*Xp<>hd"
-MANY = 12
-"""Runs beyond which they are coloured by family instead of each being named."""
-
-
 LETTERS = 165
 """About as many fit beside each other below the plot."""
-
-
-def family(result: Result, many: bool) -> str:
-    """Return what a run's point is coloured by: its label, or where there are many its first replacement."""
-    method = result.metrics["config"]["method"]
-    if not many or result.label in BASELINES:
-        return result.label
-    return str(method["set"][0]) if method["set"] else str(method["name"])
+AREAS = (105.0, 44.0, 10.0)
+"""Of a point, in square points: where others lie below it, it is smaller than they are."""
+NEAR = 9.0
+"""Pixels at which a point lies on another."""
 
 
 def pareto(group: Group, stem: Path) -> None:
     """Draw the ranked runs' J&F over each kind of occupancy, the front as a line; write `stem`.png and `stem`.svg."""
     results = group.ranked
-    many = len(results) > MANY
-    families = list(dict.fromkeys(family(result, many) for result in sorted(results, key=lambda r: r.label)))
-    families.sort(key=lambda name: (name not in BASELINES, name))
-    others = [name for name in families if name not in BASELINES]
-    looks: dict[str, dict[str, Any]] = dict(BASELINE_LOOK)
-    for i, name in enumerate(others):
-        look = {"facecolors": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
-        looks[name] = {**look, "edgecolors": "white", "linewidths": 0.7, "s": 45}
-    columns = max(1, min(4, len(families), LETTERS // max(len(name) + 6 for name in families)))
-    rows = 1 + (len(families) - 1) // columns
-    figure = Figure(figsize=(12, 4.3 + 0.24 * rows), dpi=120, layout="constrained")
+    named = families(results)
+    shown = looks(named.values())
+    columns = max(1, min(4, len(shown), LETTERS // max(len(name) + 6 for name in shown)))
+    rows = 1 + (len(shown) - 1) // columns
+    figure = Figure(figsize=(12, 5.6 + 0.24 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
+    order = sorted(results, key=lambda result: result.label not in BASELINES)  # what is large and hollow first
     for panel, (x, title) in zip(axes, PANELS, strict=True):
         front = group.front(x)
         panel.plot([r.occupancy(x) for r in front], [r.jf for r in front], color="#9aa0ab", lw=1.2, zorder=1)
-        for name in [*others, *(name for name in families if name in BASELINES)]:
-            members = [result for result in results if family(result, many) == name]
-            place = [result.occupancy(x) for result in members], [result.jf for result in members]
-            panel.scatter(*place, label=name, zorder=3 if name in BASELINES else 2, **looks[name])
-        _axis(panel, [result.occupancy(x) for result in results])
+        places = [(result.occupancy(x), result.jf) for result in order]
+        panel.scatter(*zip(*places, strict=True), s=0)  # spans the axes
+        _axis(panel, [place[0] for place in places])
+        pixels = panel.transData.transform(places)
+        for i, result in enumerate(order):
+            look = shown[named[result.label]]
+            near = np.flatnonzero(np.hypot(*(pixels[:i] - pixels[i]).T) < NEAR)
+            below = {named[order[k].label] for k in near} - {named[result.label], *BASELINES}
+            _point(panel, places[i], look, look.area or AREAS[min(len(below), len(AREAS) - 1)])
         panel.set_xlabel(title)
         panel.grid(color="#e6e8ec", lw=0.8)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("J&F, %")
-    handles, names = axes[0].get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: families.index(names[i]))
     figure.legend(
-        [handles[i] for i in order],
-        [names[i] for i in order],
+        [_point(axes[0], ([], []), look, AREAS[0]) for look in shown.values()],
+        [textwrap.fill(name, LETTERS - 6) for name in shown],
+        title=textwrap.fill(left_out(results), LETTERS) or None,
+        title_fontsize=9,
         loc="outside lower center",
         ncols=columns,
         frameon=False,
@@ -88,10 +75,16 @@ def pareto(group: Group, stem: Path) -> None:
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
+def _point(panel: Any, place: tuple[Any, Any], look: Look, area: float) -> Any:
+    hollow = {"facecolors": "none", "edgecolors": look.colour, "linewidths": 2.0}
+    filled = {"facecolors": look.colour, "edgecolors": "white", "linewidths": 0.5}
+    return panel.scatter(*place, s=area, marker=look.marker, zorder=3, **(hollow if look.area else filled))
+
+
 def _axis(panel: Any, values: list[float]) -> None:
     if min(values) > 0 and max(values) / min(values) > 8:
         panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     else:
         panel.set_xlim(left=0, right=max(values) * 1.06)
@@ -121,18 +114,27 @@ def worst_picture(dataset: Dataset, name: str, result: Result, stock: Result, pa
         if track.first <= t:
             truth[video.mask(t, track.obj_id)] = track.obj_id
     scale = max(1, round(480 / frame.shape[0]))
-    tiles = [overlay(frame, truth, scale=scale, caption=f"truth, {name}, frame {t}")]
-    for run, folder in zip((stock, result), folders, strict=True):
-        labels = _labels(folder, video, t, frame.shape[:2])
-        tiles.append(overlay(frame, labels, scale=scale, caption=run.label))
-    gap = 8
-    sheet = Image.new("RGB", (sum(tile.width + gap for tile in tiles) - gap, tiles[0].height), "white")
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i * (tile.width + gap), 0))
-    sheet.thumbnail((1440, 1440))
+    labels = [truth, *(_labels(folder, video, t, frame.shape[:2]) for folder in folders)]
+    captions = [f"truth, {name}, frame {t}", stock.label, result.label]
+    sheet = _beside([overlay(frame, each, scale=scale) for each in labels], captions)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, quality=88)
     return t
+
+
+def _beside(tiles: list[Image.Image], captions: list[str], width: int = 1440, gap: int = 8) -> Image.Image:
+    """Return equal tiles beside each other, at most `width` pixels wide, each below its caption."""
+    for tile in tiles:
+        tile.thumbnail(((width - gap * (len(tiles) - 1)) // len(tiles), width))
+    font = ImageFont.load_default(15)
+    letters = int(tiles[0].width / font.getlength("0"))
+    texts = ["\n".join(textwrap.wrap(caption, letters)) for caption in captions]
+    top = 8 + 20 * max(1 + text.count("\n") for text in texts)
+    sheet = Image.new("RGB", (sum(tile.width + gap for tile in tiles) - gap, tiles[0].height + top), "white")
+    for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
+        ImageDraw.Draw(sheet).text((i * (tile.width + gap), 2), text, "black", font, spacing=4)
+        sheet.paste(tile, (i * (tile.width + gap), top))
+    return sheet
 
 
 def _frame(video: Video, t: int) -> NDArray[np.uint8]:

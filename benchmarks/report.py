@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._compare import Difference, Group, Result, difference, load_groups, worst_videos
-from benchmarks._page import write_page
+from benchmarks._page import legend, write_page
 from benchmarks._plots import pareto, worst_picture
 from benchmarks._store import write_csv
 from benchmarks.datasets import Dataset, open_dataset
@@ -65,7 +65,8 @@ def write_report(groups: Sequence[Group], out: Path, worst: int = 3) -> None:
         _write_matrix(folder / "sequences.csv", videos)
         pictures = _worst(group, folder / "worst", worst)
         parts += _markdown(group, rows, folder, pictures)
-        pages.append({"title": group.title, "rows": rows, "videos": videos, "pictures": pictures, "folder": folder})
+        page = {"title": group.title, "rows": rows, "legend": legend(group.results)}
+        pages.append({**page, "videos": videos, "pictures": pictures, "folder": folder})
     (out / "README.md").write_text("\n".join(parts) + "\n")
     write_page(out / "index.html", pages)
 
