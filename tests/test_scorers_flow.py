@@ -59,7 +59,7 @@ def photo(name: str) -> np.ndarray:
     return np.float32(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) / 255
 
 
-@pytest.mark.parametrize("step", [2, 6, 12])
+@pytest.mark.parametrize("step", [2, 6, 12, 30])
 def test_flow_of_an_object_alone_is_no_worse_than_opencv_on_the_whole(step: int) -> None:
     """A textured disc before another photograph: mean end-point error inside it, over six pairs and two directions."""
     names = ("astronaut", "chelsea", "coffee")
@@ -76,9 +76,10 @@ def test_flow_of_an_object_alone_is_no_worse_than_opencv_on_the_whole(step: int)
                 view[disc] = photo(skin)[40 : 40 + 256, 150 - cx : 150 - cx + 256][disc]
                 views.append(view)
                 discs.append(disc)
-            region = cv2.dilate(np.uint8(discs[0] | discs[1]), np.ones((17, 17), np.uint8))
-            for a, b, inside, moved in ((*views, discs[0], step), (*views[::-1], discs[1], -step)):
-                flow = dense_flow(*(torch.from_numpy(v) for v in (a, b)), torch.from_numpy(region).float()).numpy()
+            near = [0.25 * cv2.dilate(np.float32(disc), np.ones((17, 17), np.uint8)) + 0.75 * disc for disc in discs]
+            for a, b, way, inside, moved in ((*views, 1, discs[0], step), (*views[::-1], -1, discs[1], -step)):
+                weight = torch.from_numpy(np.float32(near[::way]))
+                flow = dense_flow(*(torch.from_numpy(v) for v in (a, b)), weight).numpy()
                 levels = [np.uint8(np.round(255 * v)) for v in (a, b)]
                 other = cv2.calcOpticalFlowFarneback(*levels, None, 0.5, 5, 15, 3, 5, 1.2, 0).transpose(2, 0, 1)
                 truth = np.float32([moved, 0])[:, None]
@@ -87,10 +88,28 @@ def test_flow_of_an_object_alone_is_no_worse_than_opencv_on_the_whole(step: int)
     assert np.mean(ours) <= np.mean(theirs)
 
 
+@pytest.mark.parametrize(("move", "pan"), [(4, 0), (12, 0), (30, 0), (0, 20), (12, 20)])
+@pytest.mark.parametrize(("back", "skin"), [("astronaut", "coffee"), ("rocket", "chelsea"), ("coffee", "astronaut")])
+def test_relative_motion_of_an_object_is_what_it_moved(back: str, skin: str, move: int, pan: int) -> None:
+    """A textured disc before another photograph, both moved by the camera: within 1 px."""
+    y, x = np.mgrid[:256, :256]
+    frames = []
+    for index, (moved, panned) in enumerate(((0, 0), (move, pan))):
+        cx = 100 + moved + panned
+        disc = np.hypot(x - cx, y - 120) < 40
+        view = photo(back)[:256, 40 - panned : 296 - panned].copy()
+        view[disc] = photo(skin)[40:296, 150 - cx : 406 - cx][disc]
+        pixels = torch.from_numpy(view).expand(3, -1, -1)
+        mask = torch.from_numpy(np.where(disc, 8.0, -8.0))[None, None]
+        made = {"image": lambda _, pixels=pixels: pixels, "pred_masks": lambda _, mask=mask: mask}
+        frames.append(frame(0, 256, index, **made))
+    assert 256 * change(sk.OpticalFlow("relative"), *frames) == pytest.approx(move, abs=1)
+
+
 def test_what_has_no_weight_changes_nothing() -> None:
     a, b = (torch.rand(64, 80, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
-    weight = torch.zeros(64, 80)
-    weight[10:40, 20:60] = 1
-    other = torch.where(weight > 0, a, 1 - a), torch.where(weight > 0, b, b * 0.1)
+    weight = torch.zeros(2, 64, 80)
+    weight[0, 10:40, 20:60] = weight[1, 14:44, 25:65] = 1
+    other = torch.where(weight[0] > 0, a, 1 - a), torch.where(weight[1] > 0, b, b * 0.1)
     assert torch.equal(dense_flow(a, b, weight), dense_flow(*other, weight))
     assert torch.isfinite(dense_flow(a, b, weight * 0)).all()

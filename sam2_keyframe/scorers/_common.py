@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, Literal, TypeVar
@@ -99,15 +99,19 @@ def region_of(frame: TrackedFrame, reference: Reference | None, margin: int = 0)
         if before is None:
             return None
         mask = mask | before
-    height, width = frame.image.shape[-2:]
-    radius = max(0, round(max(height, width) / 32) - margin)
-
-    def make() -> Tensor:
-        resized = interpolate(mask[None, None].float(), (height, width), mode="nearest-exact")[0]
-        return dilate(resized, radius)[0]
-
-    region: Tensor = frame.once(f"region/{reference.frame_idx if reference else None}/{radius}", make)
+    key = f"region/{reference.frame_idx if reference else None}/{margin}"
+    region: Tensor = frame.once(key, lambda: around(at_size(mask, frame.image.shape[-2:])[None], margin)[0])
     return region
+
+
+def at_size(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a bool mask as (h, w) float at the size of the scored pixels."""
+    return interpolate(mask[None, None].float(), tuple(size), mode="nearest-exact")[0, 0]
+
+
+def around(masks: Tensor, margin: int = 0) -> Tensor:
+    """Return (c, h, w) float masks dilated by 1/32 of the longer side less `margin` px."""
+    return dilate(masks, max(0, round(max(masks.shape[1:]) / 32) - margin))
 
 
 def mean_over(values: Tensor, region: Tensor | None) -> Tensor:

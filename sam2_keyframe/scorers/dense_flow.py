@@ -2,6 +2,7 @@
 
 Both are found coarse to fine and iteratively. The fit starts from the translation that phase correlation finds, so
 that motion far beyond the coarsest level's reach is met, and each pixel's own part is a windowed least-squares step.
+Of an object, looked at alone, the fit may also start from the way its middle went.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def translation(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Level:
-    """Two (h, w) images of one pyramid level, the weight of their pixels, and what each step on them needs."""
+    """Two (h, w) images of one pyramid level, the (2, h, w) weights of their pixels, and what each step needs."""
 
     def __init__(self, a: Tensor, b: Tensor, weight: Tensor | None) -> None:
         self.a, self.b, self.weight = a, b, weight
@@ -63,17 +64,26 @@ class _Level:
         """Return a(p) - b(p + flow), and how much that counts: 0 where p + flow lies outside the image, in [0, 1]."""
         grid = torch.stack([(2 * (self.x + flow[0]) + 1) / self.width, (2 * (self.y + flow[1]) + 1) / self.height], -1)
         grid = grid - 1
-        layers = self.b[None] if self.weight is None else torch.stack([self.b, self.weight])
+        layers = self.b[None] if self.weight is None else torch.stack([self.b, self.weight[1]])
         warped = grid_sample(layers[None], grid[None], padding_mode="border", align_corners=False)[0]
         inside = (grid.abs().amax(-1) <= 1).float()
-        return self.a - warped[0], inside if self.weight is None else inside * self.weight * warped[1]
+        return self.a - warped[0], inside if self.weight is None else inside * self.weight[0] * warped[1]
+
+    def between(self, weight: Tensor) -> Tensor:
+        """Return the (2,) way between the middles of (2, h, w) weights, in units of the longer side."""
+        share = weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-6)
+        places = torch.stack([(share * self.x).sum((1, 2)), (share * self.y).sum((1, 2))])
+        return (places[:, 1] - places[:, 0]) / self.side
 
     def mismatch(self, parameters: Tensor) -> Tensor:
-        """Return an affine flow's mean squared error where both images show; infinite below a quarter of the weight."""
+        """Return an affine flow's mean squared error where both images show, and more the less of a that is."""
         error, inside = self.error(self.affine(parameters))
         mean = (error.square() * inside).sum() / inside.sum().clamp(min=1)
-        share = inside.mean() if self.weight is None else inside.sum() / self.weight.sum().clamp(min=1e-6)
-        return torch.where(share < 0.25, torch.inf, mean)
+        if self.weight is None:
+            return torch.where(inside.mean() < 0.25, torch.inf, mean)
+        # Pixels that meet none count like those of another texture: else the flow that throws them out wins.
+        missing = 1 - inside.sum() / self.weight[0].square().sum().clamp(min=1e-6)
+        return mean + 2 * _statistics(self.a, self.weight[0])[1].square() * missing
 
     def exposure(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gain and the offset that bring b, moved by an affine flow, closest to a."""
@@ -132,7 +142,7 @@ def _pyramid(*images: Tensor) -> list[_Level]:
 
 def _level(planes: Tensor) -> _Level:
     # A pixel of a coarse level that is blended with what is not looked at tells little: its weight falls steeply.
-    return _Level(planes[0], planes[1], planes[2].square().square() if len(planes) > 2 else None)
+    return _Level(planes[0], planes[1], planes[2:].square().square() if len(planes) > 2 else None)
 
 
 def dense_flow(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -141,8 +151,8 @@ def dense_flow(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
     Args:
         a: (h, w) float32 luminance in [0, 1].
         b: The same of the other image.
-        weight: (h, w) float32, 1 on the pixels of both images that are looked at and 0 on those that are not: they
-            do not change the flow anywhere. None looks at all.
+        weight: (2, h, w) float32, how much each pixel of a and of b counts, in [0, 1]. Those of weight 0 do not
+            change the flow anywhere. None looks at all.
 
     Returns:
         (2, h, w) float32: x to the right, y down, in pixels. Where b does not show what a shows (occlusion, beyond
@@ -152,22 +162,30 @@ def dense_flow(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
     Source: the affine fit follows J. Bergen et al., Hierarchical Model-Based Motion Estimation, 1992; the local part
     B. Lucas and T. Kanade, 1981, as a pyramid (J.-Y. Bouguet, 2000).
     """
-    mean_a, spread_a, mean_b, spread_b = (value for plane in (a, b) for value in _statistics(plane, weight))
+    weights = (None, None) if weight is None else weight.unbind()
+    mean_a, spread_a = _statistics(a, weights[0])
+    mean_b, spread_b = _statistics(b, weights[1])
     gain = spread_a / spread_b
     offset = mean_a - mean_b * gain
     b = b * gain + offset
     if weight is not None:
-        a, b = (torch.where(weight > 0, plane, mean_a) for plane in (a, b))
-    levels = _pyramid(a, b) if weight is None else _pyramid(a, b, weight)
-    middle = levels[min(2, len(levels) - 1)]
+        a, b = (torch.where(part > 0, plane, mean_a) for plane, part in ((a, weight[0]), (b, weight[1])))
+    levels = _pyramid(a, b) if weight is None else _pyramid(a, b, *weight)
+    finest = next((i for i, level in enumerate(levels) if level.side <= 64), len(levels) - 1)
+    middle = levels[finest]
     still = torch.zeros(2, 3, device=a.device)
-    shift = still + pad((translation(middle.a, middle.b) / middle.side)[:, None], (0, 2))
-    start = torch.where(middle.mismatch(shift) < middle.mismatch(still), shift, still)
+    moves = [translation(middle.a, middle.b) / middle.side]
+    if middle.weight is not None:
+        moves.append(middle.between(middle.weight))
+    start = still
+    for move in moves:
+        shift = still + pad(move[:, None], (0, 2))
+        start = torch.where(middle.mismatch(shift) < middle.mismatch(start), shift, start)
     # From the coarsest level the fit reaches further, from the next it is not misled by repeating texture.
-    fits = []
+    fits = [] if weight is None else [start]
     for coarsest in {len(levels) - 1, max(0, len(levels) - 2)}:
         parameters = start
-        for level in reversed(levels[min(2, coarsest) : coarsest + 1]):
+        for level in reversed(levels[min(finest, coarsest) : coarsest + 1]):
             parameters = level.fit(parameters, 5)
         fits.append(parameters)
     best = fits[0]
