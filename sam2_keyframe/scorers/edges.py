@@ -85,7 +85,7 @@ class EdgeChangeRatio:
 
     def __post_init__(self) -> None:
         check_range(self, "threshold", 0, 1443)
-        check_range(self, "radius", 0, 64)
+        check_range(self, "radius", 0, 64, whole=True)
         check_choice(self, "reference", ("keyframe", "previous"))
         check_choice(self, "region", ("frame", "object"))
 
@@ -97,10 +97,18 @@ class EdgeChangeRatio:
         reference = earlier(history, self.reference)
         region = region_of(frame, reference, margin=2) if self.region == "object" else None
         before = reference.get(key) if reference else None
-        if before is None or before.shape != now.shape or (self.region == "object" and region is None):
+        if reference is None or before is None or before.shape != now.shape:
             return frame.unknown()
-        pair = torch.stack([now, before])
-        pair = pair.float() if region is None else pair * region
+        if self.region == "object":
+            return frame.unknown() if region is None else self._ratio(torch.stack([now, before]) * region)
+        settings = f"{self.threshold:g}/{self.radius}/{self.compensate}"
+        ratio: Tensor = frame.shared.once(
+            f"edge_change/{settings}/{reference.frame_idx}", lambda: self._ratio(torch.stack([now, before]).float())
+        )
+        return ratio
+
+    def _ratio(self, pair: Tensor) -> Tensor:
+        """Return the 0-dim ratio of (2, h, w) edges, 1 or 0, of this frame and of the reference."""
         aligned = torch.stack([pair[0], _aligned(pair)]) if self.compensate else pair
         near = dilate(aligned, self.radius).flip(0)
         matched = (aligned * near).nansum((1, 2))

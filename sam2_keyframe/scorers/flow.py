@@ -34,8 +34,8 @@ class OpticalFlow:
 
     At 256 px right for a camera's motion of up to 30 px. An object that moves by itself is followed over 30 px where it
     is looked at alone (`region="object"`, and `"relative"`), given its masks; on the whole frame its motion is blurred
-    with the background's and comes out too short from about 10 px on. Against an old keyframe, whose content may have
-    left the frame, prefer `reference="previous"`.
+    with the background's and comes out too short. Against an old keyframe, whose content may have left the frame,
+    prefer `reference="previous"`.
 
     Attributes:
         measure: `"mean"` or `"percentile"`: length of the motion over the region. `"relative"`: length of the

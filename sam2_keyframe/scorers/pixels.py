@@ -85,12 +85,17 @@ class FrameDifference:
         else:
             now = luminance(frame)
             before = luminance_at(reference, now)
-        if before is None or (self.region == "object" and region is None):
+        if before is None or reference is None or (self.region == "object" and region is None):
             return frame.unknown()
-        change = (now - before).abs()
-        if self.noise_floor:
-            change = change * (change > self.noise_floor)
-        return mean_over(change.mean(0) if self.colour else change, region)
+
+        def compare() -> Tensor:
+            change = (now - before).abs()
+            if self.noise_floor:
+                change = change * (change > self.noise_floor)
+            return change.mean(0) if self.colour else change
+
+        key = f"difference/{self.colour}/{self.noise_floor}/{reference.frame_idx}"
+        return mean_over(frame.shared.once(key, compare), region)
 
 
 def hue_saturation(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,10 +146,14 @@ class Histogram:
         check_choice(self, "metric", ("bhattacharyya", "chi_square", "correlation", "intersection"))
         check_choice(self, "reference", ("keyframe", "previous"))
         check_choice(self, "region", ("frame", "object"))
-        if len(self._sizes()) != self._channels or min(self._sizes()) < 1 or math.prod(self._sizes()) > 8192:
+        if isinstance(self.bins, list):
+            object.__setattr__(self, "bins", tuple(self.bins))
+        sizes = self._sizes()
+        counts = all(type(size) is int and size >= 1 for size in sizes)
+        if not counts or len(sizes) != self._channels or math.prod(sizes) > 8192:
             raise ValueError(
-                f"Histogram(bins={self.bins!r}): {self.space} takes one number or {self._channels}, each at least 1, "
-                "and at most 8192 bins in all"
+                f"Histogram(bins={self.bins!r}): {self.space} takes one whole number or {self._channels}, each at "
+                "least 1, and at most 8192 bins in all"
             )
 
     @property
@@ -152,7 +161,7 @@ class Histogram:
         return {"hsv": 2, "rgb": 3, "luminance": 1}[self.space]
 
     def _sizes(self) -> tuple[int, ...]:
-        return (self.bins,) * self._channels if isinstance(self.bins, int) else self.bins
+        return self.bins if isinstance(self.bins, tuple) else (self.bins,) * self._channels
 
     @in_float32
     def score(self, frame: TrackedFrame, history: History) -> Tensor:
@@ -178,6 +187,15 @@ class Histogram:
 
     def _count(self, frame: TrackedFrame) -> Tensor:
         """Return the histogram, flat; it sums to 1, or to 0 over an empty region."""
+        index = frame.shared.once(f"bins/{self.space}/{self._sizes()}", lambda: self._bins(frame))
+        region = region_of(frame, None) if self.region == "object" else None
+        weight = torch.ones(index.shape, device=index.device) if region is None else region
+        counts = torch.zeros(math.prod(self._sizes()), device=index.device)
+        counts.scatter_add_(0, index.flatten(), weight.flatten())
+        return counts / weight.sum().clamp(min=1)
+
+    def _bins(self, frame: TrackedFrame) -> Tensor:
+        """Return the number of each pixel's bin, (h, w)."""
         if self.space == "luminance":
             channels: tuple[Tensor, ...] = (luminance(frame),)
         elif self.space == "rgb":
@@ -190,11 +208,7 @@ class Histogram:
         )
         for digit, size in zip(more, sizes[1:], strict=True):
             index = index * size + digit
-        region = region_of(frame, None) if self.region == "object" else None
-        weight = torch.ones_like(channels[0]) if region is None else region
-        counts = torch.zeros(math.prod(self._sizes()), device=index.device)
-        counts.scatter_add_(0, index.flatten(), weight.flatten())
-        return counts / weight.sum().clamp(min=1)
+        return index
 
 
 def gaussian(sigma: float, radius: int, device: torch.device) -> Tensor:
