@@ -70,6 +70,18 @@ def test_ssim_equals_scikit_image(name: str, kind: str) -> None:
     assert change(sk.SSIM(), tracked(a), tracked(b)) == pytest.approx(1 - theirs, abs=1e-5)
 
 
+@pytest.mark.parametrize("level", [0, 128, 250])
+def test_ssim_of_noise_of_one_level_is_within_3e_5_of_scikit_image(level: int) -> None:
+    """The worst case of the luminance's 15 bits: variances far below the constant that steadies the ratio."""
+    from skimage.metrics import structural_similarity
+
+    rng = np.random.default_rng(level)
+    a, b = (rng.integers(level, level + 2, (256, 256, 3)).astype(np.uint8) for _ in range(2))
+    luma = [(np.float64([0.299, 0.587, 0.114]) * image / 255).sum(-1) for image in (a, b)]
+    theirs = structural_similarity(*luma, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    assert change(sk.SSIM(), tracked(a), tracked(b)) == pytest.approx(1 - theirs, abs=3e-5)
+
+
 def reference_histogram(image: np.ndarray, space: str, bins: int) -> np.ndarray:
     real = image.astype(np.float32) / 255
     if space == "hsv":
