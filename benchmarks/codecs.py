@@ -19,11 +19,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole, scheme_for
+from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole
 from sam2_keyframe.compression import PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
-from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.attention import AttentionHook, read_layout
 from sam2_keyframe.synthetic import make_clip
+from sam2_keyframe.types import Memory, Moment
 
 OUT = Path(__file__).parent / "results" / "codecs"
 CLIPS = [
@@ -33,6 +34,8 @@ FRAMES = 16
 CODECS = [
     Identity(),
     Offload(),
+    Cast("bfloat16"),
+    Cast("float16"),
     Cast("float8_e4m3fn"),
     Int8(),
     Prune(0.5),
@@ -44,6 +47,7 @@ CODECS = [
     Downsample(2),
     Downsample(4),
     Chain(PCA(0.5), Int8()),
+    Chain(PCA(0.4), Int8()),
     Chain(PCA(0.25), Int8()),
     Chain(PCA(0.25), Cast("float8_e4m3fn")),
     Chain(Downsample(2), Int8()),
@@ -57,7 +61,10 @@ SCHEMES = [
     Foveated(0.2, 4),
     Foveated(0.05, 2),
     Foveated(0.25, 2),
+    Foveated(0.25, 4),
     Foveated(0.2, 2, conditioning=True),
+    SalientTokens(0.05),
+    SalientTokens(0.25),
 ]
 
 
@@ -74,12 +81,16 @@ class Reads:
         self.original = predictor._prepare_memory_conditioned_features
         self.side = predictor.image_size // 16
         self.features, self.outputs = {}, {}
-        self.restored, self.previous = {}, {}
+        self.restored, self.previous, self.plans = {}, {}, {}
 
     def __call__(self, frame_idx, output_dict, **given):
         stock = self.original(frame_idx=frame_idx, output_dict=output_dict, **given)
         tracked = output_dict["non_cond_frame_outputs"]
         held = [t for t in range(frame_idx - 6, frame_idx) if t in tracked]
+        for scheme in SCHEMES:
+            ours = self.under(scheme, held, frame_idx, output_dict, **given)
+            if len(held) == 6:
+                self.outputs.setdefault(repr(scheme), []).append(error(ours, stock))
         if len(held) < 6:
             return stock
         for codec in CODECS:
@@ -96,18 +107,16 @@ class Reads:
             frame_idx=frame_idx, output_dict=output_dict | {"non_cond_frame_outputs": tracked | empty}, **given
         )
         self.outputs.setdefault("dropped", []).append(error(ours, stock))
-        entries = [*output_dict["cond_frame_outputs"].values(), *(tracked[t] for t in held)]
-        first = len(entries) - len(held)
-        for scheme in SCHEMES:
-            grid = (self.side, self.side)
-            chosen = [
-                scheme_for(scheme, conditioning=i < first, newest=i == len(entries) - 1) for i in range(len(entries))
-            ]
-            plans = tuple(s.plan(grid, e["pred_masks"]) for s, e in zip(chosen, entries, strict=True))
-            with self.hook.layout(TokenLayout(grid, plans)):
-                ours = self.original(frame_idx=frame_idx, output_dict=output_dict, **given)
-            self.outputs.setdefault(repr(scheme), []).append(error(ours, stock))
         return stock
+
+    def under(self, scheme, held, frame_idx, output_dict, **given):
+        """Return the output of the read under a scheme; on every frame, as salience is measured when newest."""
+        memories = [Memory(t, output_dict["non_cond_frame_outputs"][t], frame_idx - t - 1) for t in held]
+        moment = Moment(frame_idx, reverse=False, slots=6, pointers=15)
+        prompts, plans = list(output_dict["cond_frame_outputs"]), self.plans.setdefault(scheme, {})
+        grid, device = (self.side, self.side), self.predictor.device
+        with self.hook.layout(read_layout(scheme, output_dict, prompts, memories, moment, grid, plans, device)):
+            return self.original(frame_idx=frame_idx, output_dict=output_dict, **given)
 
     def through(self, codec, t, entry):
         """Return a frame's features after the codec; compressed once, in the order of the video."""
