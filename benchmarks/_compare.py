@@ -19,6 +19,8 @@ from benchmarks.sweep import BASELINES
 
 REFERENCE = BASELINES[0]
 DRAWS = 10_000
+ENOUGH = 5
+"""Videos from which on an interval is shown: drawing from fewer says little about others."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class Difference:
     high: float
     videos: int
 
+    @property
+    def shown(self) -> bool:
+        """Whether the interval is of enough videos to be shown."""
+        return self.videos >= ENOUGH
+
 
 def load_groups(folder: Path) -> list[Group]:
     """Read every run below a folder, and the files of rows in it and one level down, and return what belongs together.
@@ -180,7 +187,7 @@ def keep_results(runs: Iterable[Mapping[str, Any]], file: Path) -> None:
     shared = {name: value for name, value in fresh[0]["config"].items() if name != "method"}
     if file.exists():
         before = [result.metrics for result in _read(file)]
-        kept = [m for m in before if protocol(m["config"]) == protocol(shared)]
+        kept = [m for m in before if protocol(m["config"]) == protocol(fresh[0]["config"])]
         fresh = [*(m for m in kept if m["config"]["method"]["label"] not in labels), *fresh]
     lines = []
     for metrics in fresh:
@@ -240,11 +247,13 @@ def _draws(sums: NDArray[np.float64], counts: NDArray[np.int64], seed: int) -> N
 
 
 def worst_videos(group: Group, result: Result, count: int) -> list[tuple[str, float]]:
-    """Return the videos on which a method falls furthest below stock, with the difference in points."""
+    """Return the videos on which a method falls furthest below stock, by 0.1 or more, with the difference in points."""
     if group.reference is None:
         return []
     theirs = group.reference.by_video()
     falls = {
         name: float(np.mean(jf) - np.mean(theirs[name])) for name, jf in result.by_video().items() if name in theirs
     }
-    return sorted(((name, fall) for name, fall in falls.items() if fall < 0), key=lambda pair: pair[1])[:count]
+    return sorted(((name, fall) for name, fall in falls.items() if round(fall, 1) < 0), key=lambda pair: pair[1])[
+        :count
+    ]

@@ -154,8 +154,8 @@ def _comparisons(others: Sequence[Group], families: Families, won: Winners) -> l
 
 
 def _with_verdict(found: Difference | None) -> str:
-    if found is None:
-        return ""
+    if found is None or not found.shown:
+        return tables.interval(found)
     shown = "better" if round(found.low, 1) > 0 else "worse" if round(found.high, 1) < 0 else "not told apart"
     return f"{tables.interval(found)}, {shown}"
 

@@ -20,8 +20,14 @@ def points(value: float) -> str:
 
 
 def interval(found: Difference | None) -> str:
-    """Return a difference and its interval, as in `+0.3 (-0.1 to +0.8)`; nothing where there is none."""
-    return f"{points(found.mean)} ({points(found.low)} to {points(found.high)})" if found else ""
+    """Return a difference and its interval, as in `+0.3 (-0.1 to +0.8)`; nothing where there is none.
+
+    Of too few videos for an interval it says how many there are.
+    """
+    if found is None:
+        return ""
+    spread = f"{points(found.low)} to {points(found.high)}" if found.shown else f"{found.videos} videos"
+    return f"{points(found.mean)} ({spread})"
 
 
 def machine(config: Mapping[str, Any]) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._compare import Difference, Group, Result, difference, load_groups, worst_videos
+from benchmarks._compare import ENOUGH, Difference, Group, Result, difference, load_groups, worst_videos
 from benchmarks._page import legend, write_page
 from benchmarks._plots import pareto, worst_picture
 from benchmarks._store import write_csv
+from benchmarks._tables import interval
 from benchmarks.datasets import Dataset, open_dataset
 from benchmarks.sweep import BASELINES
 
@@ -82,8 +83,8 @@ def table(group: Group) -> list[dict[str, Any]]:
         row |= {name: _round(result.metrics["accuracy"].get(name)) for name in ("jf", "j", "f", "j_last", "j_decay")}
         row |= {
             "vs_stock": _round(gain.mean if gain else None),
-            "low": _round(gain.low if gain else None),
-            "high": _round(gain.high if gain else None),
+            "low": _round(gain.low if gain and gain.shown else None),
+            "high": _round(gain.high if gain and gain.shown else None),
             "videos": result.metrics["videos"],
             "lacking": len(group.videos - result.by_video().keys()),
             "objects": result.metrics["objects"],
@@ -117,12 +118,8 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
     lines = [f"## {group.title}", ""]
     lines += [f"![J&F over occupancy]({folder.name}/pareto.png)", ""] if group.ranked else []
     lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in rows:
-        gain = (
-            f"{_points(row['vs_stock'])} ({_points(row['low'])} to {_points(row['high'])})"
-            if row["vs_stock"] is not None
-            else ""
-        )
+    for row, result in zip(rows, group.results, strict=True):
+        gain = interval(_gain(group, result))
         name = f"**{row['method']}**" if row["method"] in BASELINES else row["method"]
         name += f" ({row['videos']} of {len(group.videos)} videos)" if row["lacking"] else ""
         cells = [name + (" ◆" if row["front"] else ""), f"{row['jf']:.1f}", gain, f"{row['j']:.1f}", f"{row['f']:.1f}"]
@@ -134,10 +131,17 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
         "",
         f"{len(group.videos)} videos, {objects} objects. J, F: percent, as DAVIS 2017 defines them, means over "
         "objects. Frames and MiB: peak held for an object; tokens: attended to, mean over frames. vs stock: paired "
-        "difference in J&F and its 95 % bootstrap interval over videos. ◆: on a front: no other run is as accurate "
-        "with as little.",
+        f"difference in J&F and its 95 % bootstrap interval over videos, where there are {ENOUGH} or more. ◆: on a "
+        "front: no other run is as accurate with as little.",
         "",
     ]
+    missing = [name for name in BASELINES if name not in {result.label for result in group.results}]
+    if missing:
+        command = f"`python -m benchmarks run --method {missing[0]}`"
+        lines += [
+            f"Missing to compare with: {', '.join(missing)}. {command} with the options of these runs adds it.",
+            "",
+        ]
     lines += _failure_lines(group)
     if "time / stock" in times:
         turns = "ms: median frame of the run. time / stock: median over frames of one video that both track in turn."
@@ -221,7 +225,3 @@ def _write_matrix(path: Path, columns: dict[str, dict[str, float]]) -> None:
 
 def _round(value: float | None, digits: int = 2) -> float | None:
     return None if value is None else round(value, digits) + 0.0  # no -0.0
-
-
-def _points(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"

@@ -99,7 +99,7 @@ def test_the_table_is_made_of_what_is_kept(made):
                 if f"| {result.jf:.1f} |" in line and re.search(rf"[`*]{re.escape(result.label)}[`*]", line)
             )
             if result.label != "stock":
-                assert f"{round(gain.mean, 1) + 0.0:+.1f} ({round(gain.low, 1) + 0.0:+.1f}" in row
+                assert f"{round(gain.mean, 1) + 0.0:+.1f} (2 videos)" in row
     assert text.index("synthetic") < text.index("footage")
     (root / "results/README.md").unlink()
     assert main([*arguments, "--only-table"]) == 0

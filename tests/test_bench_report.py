@@ -1,7 +1,9 @@
 """Reports: who may be compared, differences and intervals, fronts, files, and results of others."""
 
+import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from PIL import Image
 from scipy.stats import bootstrap
 
 from benchmarks.__main__ import main
-from benchmarks._compare import Group, Result, difference, load_groups, worst_videos
-from benchmarks._store import read_csv
+from benchmarks._compare import Difference, Group, Result, difference, load_groups, worst_videos
+from benchmarks._store import read_csv, write_csv
+from benchmarks._tables import interval
 
 SMALL = ["--image-size", "128", "--clips", "1", "--frames", "10", "--size", "64"]
 
@@ -61,6 +64,13 @@ def test_interval_agrees_with_scipy():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.06)
 
 
+def test_an_interval_is_shown_of_enough_videos_only():
+    shown = Difference(1.0, -0.04, 2.0, 5)
+    assert interval(shown) == "+1.0 (+0.0 to +2.0)"
+    assert interval(dataclasses.replace(shown, videos=4)) == "+1.0 (4 videos)"
+    assert interval(None) == ""
+
+
 def test_front():
     results = [
         result("stock", 80, {}, mib=10.0),
@@ -86,6 +96,9 @@ def test_worst_videos_are_those_furthest_below_stock():
     ours = result("a", 0, {"x": [50], "y": [70], "z": [10, 30]})
     group = Group({}, [ours, result("stock", 0, {"x": [60], "y": [60], "z": [80, 90]})])
     assert worst_videos(group, ours, 5) == [("z", -65.0), ("x", -10.0)]
+    assert worst_videos(group, ours, 1) == [("z", -65.0)]
+    near = result("a", 0, {"x": [59.97], "y": [59.9]})
+    assert [name for name, _ in worst_videos(group, near, 5)] == ["y"]  # -0.03 is shown as 0.0
 
 
 def test_development_and_test_data_are_never_mixed(swept):
@@ -114,7 +127,7 @@ def test_report_holds_every_run_and_stock_and_window(swept):
         rows = read_csv(folder / "table.csv")
         assert {"stock", "window"} < {row["method"] for row in rows}
         window = next(row for row in rows if row["method"] == "window")
-        assert (float(window["vs_stock"]), float(window["low"]), float(window["high"])) == (0, 0, 0)  # bit-identical
+        assert (float(window["vs_stock"]), window["low"], window["high"]) == (0, "", "")  # bit-identical; two videos
         assert [float(row["jf"]) for row in rows] == sorted((float(row["jf"]) for row in rows), reverse=True)
         for row in rows:
             assert row["method"] in text
@@ -135,11 +148,37 @@ def test_page_opens_offline_and_holds_the_figures(swept):
     assert all(len(group["rows"]) == 5 and "stock" in group["videos"] for group in data)
 
 
-def test_worst_cases_are_pictures(swept):
-    groups = load_groups(swept)
-    falls = [(group, r) for group in groups for r in group.results if r.label == "first" and worst_videos(group, r, 1)]
-    pictures = list((swept / "report").glob("*/worst/*.jpg"))
-    assert len(pictures) >= len(falls)
-    for path in pictures:
-        with Image.open(path) as picture:
-            assert picture.width > 2.5 * picture.height  # truth, stock, method
+def test_worst_cases_are_pictures(swept, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(swept, runs, ignore=shutil.ignore_patterns("report"))
+    (fallen,) = (path for path in runs.glob("*-first-*") if "-dev-" in path.name)
+    metrics = json.loads((fallen / "metrics.json").read_text())
+    metrics["sequences"]["occlusion-10000"] = [1.0]  # far below stock, whatever the model does
+    (fallen / "metrics.json").write_text(json.dumps(metrics))
+    folder = fallen / "videos/occlusion-10000"
+    rows = read_csv(folder / "frames.csv")
+    for row in rows:
+        row["j"] = "-1" if row["frame_idx"] == "7" else row["j"]  # and furthest on this frame
+    write_csv(folder / "frames.csv", rows)
+    assert main(["report", str(runs), "--worst", "1"]) == 0
+    (path,) = (runs / "report").glob("*dev*/worst/first_occlusion-10000.jpg")
+    with Image.open(path) as picture:
+        assert picture.width > 2.5 * picture.height  # truth, stock, method
+        pixels = np.asarray(picture.convert("RGB"), dtype=int)
+    third = pixels.shape[1] // 3
+    assert all(
+        tile[-third:].std() > 20 for tile in (pixels[:, :third], pixels[:, third : 2 * third], pixels[:, -third:])
+    )
+    text = (runs / "report/README.md").read_text()
+    assert re.search(r"first on occlusion-10000: -\d+\.\d points, frame 7\.", text)
+    assert f"worst/{path.name})" in text
+
+
+def test_missing_baselines_are_said(swept, tmp_path):
+    for name in ("first", "window"):
+        (source,) = (path for path in swept.glob(f"*-{name}-*") if "-dev-" in path.name)
+        shutil.copytree(source, tmp_path / source.name)
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report/README.md").read_text()
+    assert "Missing to compare with: stock. `python -m benchmarks run --method stock`" in text
+    assert "Missing" not in (swept / "report/README.md").read_text()
