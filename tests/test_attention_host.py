@@ -156,9 +156,9 @@ def test_no_host_reads_in_all_layers(scheme):
             for t in (0, 7, 8)
         }
         view = {"cond_frame_outputs": {0: entries[0]}, "non_cond_frame_outputs": {t: entries[t] for t in (7, 8)}}
-        for codes in ({8: 0, 7: 1}, {7: 0, 8: 1}):
-            memories = [Memory(t, entries[t], code) for t, code in codes.items()]
-            with hook.layout(read_layout(scheme, view, [0], memories, Moment(9, False, 6, 15), GRID, plans, cpu)):
+        for moment in (Moment(9, False, 6, 15), Moment(6, True, 6, 15)):  # now frame 8 is the newest, now frame 7
+            memories = [Memory(t, entries[t], moment.distance(t) - 1) for t in (7, 8)]
+            with hook.layout(read_layout(scheme, view, [0], memories, moment, GRID, plans, cpu)):
                 out = host.memory_attention(**given)
         assert out.shape == (64, 1, 256)
     assert hook.calls == 8
