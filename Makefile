@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 
-.PHONY: demo test test-all lint bench official clean
+.PHONY: demo test test-all lint bench official notebooks clean
 
 demo: $(SETUP)
 	$(BIN)/sam2-keyframe demo --out demo-out
@@ -23,6 +23,9 @@ bench: $(SETUP)
 
 official: $(SETUP)
 	$(BIN)/python -m benchmarks official --model "$(MODEL)" --data "$(DATA)" --out bench-out --readme README.md
+
+notebooks: $(SETUP)
+	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab notebooks
 
 # torch first, so that a CPU build that is at hand is taken; SAM 2's video path needs no torchvision, so it is
 # installed without its dependencies.

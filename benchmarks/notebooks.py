@@ -1,4 +1,4 @@
-"""Run the notebooks and keep their outputs, pictures in few colours so that the files stay small.
+"""Run notebooks and keep their outputs: charts as PNG in few colours, photographs as JPEG, so that they stay small.
 
 python -m benchmarks.notebooks              # all of them
 python -m benchmarks.notebooks quickstart
@@ -44,15 +44,23 @@ def main(names: list[str]) -> int:
 def _slim(data: dict[str, Any]) -> None:
     if "image/png" not in data:
         return
-    before = base64.b64decode(data["image/png"])
-    image = Image.open(io.BytesIO(before)).convert("RGB")
+    image = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
     image.thumbnail((WIDTH, 10 * WIDTH))
-    after = io.BytesIO()
     # By an octree: the default method merges colours that few pixels have, such as the marks of a chart.
-    few = image.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    few.save(after, "PNG", optimize=True)
-    if after.tell() < len(before):
-        data["image/png"] = base64.b64encode(after.getvalue()).decode()
+    chart = image.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    encoded = {
+        "image/png": _encoded(chart, "PNG", optimize=True),
+        "image/jpeg": _encoded(image, "JPEG", quality=80),
+    }
+    kind = min(encoded, key=lambda kind: len(encoded[kind]))  # JPEG for photographs, PNG for the rest
+    data.pop("image/jpeg", None)
+    data[kind] = base64.b64encode(encoded[kind]).decode()
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 if __name__ == "__main__":

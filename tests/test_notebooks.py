@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from matplotlib import pyplot
 from PIL import Image
 
+from benchmarks._models import check_model, load_predictor
 from benchmarks.notebooks import _slim
+from sam2_keyframe.synthetic import make_clip
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -28,6 +32,34 @@ def code(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def switched(first):
+    """Return the first cell with its last line, which switches model and video, in force."""
+    before, comment, line = first.rsplit("\n", 2)
+    assert comment.startswith("# Official weights, ")
+    assert line.startswith("# ")
+    return f"{before}\n{line.removeprefix('# ')}"
+
+
+def footage(folder):
+    """Write a DAVIS-style folder with the video "bear"."""
+    clip = make_clip("look_alike", 5, 6, 64)
+    for kind, images, suffix in (("JPEGImages", clip.frames, "jpg"), ("Annotations", clip.masks, "png")):
+        (folder / kind / "bear").mkdir(parents=True)
+        for t, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{kind}/bear/{t:05d}.{suffix}")
+    return folder
+
+
+def elsewhere(source, checkpoint, data):
+    """Return a switched first cell with a checkpoint and data that are there."""
+    found = re.sub(r'"sam2\.1_hiera_\w+\.pt"', repr(str(checkpoint)), source)
+    assert found != source
+    for there, here in (("video.mp4", data / "JPEGImages/bear"), ("/data/DAVIS", data)):
+        found = found.replace(f'"{there}"', repr(str(here)))
+    assert str(data) in found
+    return found.replace("(210, 80, 350, 300)", "(10, 10, 50, 50)")
+
+
 def test_all_notebooks_are_listed():
     assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(NOTEBOOKS)
 
@@ -37,7 +69,7 @@ def test_short_public_and_committed_with_outputs(name):
     notebook = read(name)
     cells = code(notebook)
     assert len(notebook.cells) < 15
-    assert "Official weights" in cells[0].source  # the one line that switches model and video
+    assert switched(cells[0].source) != cells[0].source
     for cell in cells:
         assert cell.execution_count or not cell.source
         assert not [output for output in cell.outputs if output.output_type == "error"]
@@ -47,28 +79,78 @@ def test_short_public_and_committed_with_outputs(name):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sam2_keyframe"):
                 names = [*node.module.split("."), *(alias.name for alias in node.names)]
                 assert not [word for word in names if word.startswith("_")], names
-    pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert pictures
+        drawn = [output for output in cell.outputs if {"image/png", "image/jpeg"} & set(output.get("data", {}))]
+        if re.search(r"viz\.(timeline|filmstrip)|display\(|plt\.show|^Image\(|^sheet$", cell.source, re.M):
+            assert drawn, cell.source
     text = "".join(str(output) for cell in cells for output in cell.outputs)
     assert not re.search(r"/(root|work|home|tmp)/", text)  # no path of the machine it was made on
 
 
-def test_pictures_keep_the_colours_of_a_charts_marks():
-    rng = np.random.default_rng(0)
+def slimmed(pixels):
+    """Return the type under which a picture is kept, and its pixels."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    data = {"image/png": base64.b64encode(file.getvalue()).decode(), "image/jpeg": "of the same picture"}
+    _slim(data)
+    ((kind, kept),) = data.items()
+    return kind, np.asarray(Image.open(io.BytesIO(base64.b64decode(kept))).convert("RGB")).astype(int)
+
+
+def test_a_chart_keeps_the_colours_of_its_marks():
     chart = np.full((400, 600, 3), 255, np.uint8)
-    photo = np.linspace(40, 220, 600)[:, None] + rng.normal(0, 9, (200, 600, 3))
-    chart[200:] = photo.clip(0, 255)
+    chart[200:, :, :2] = np.mgrid[0:200, 0:600].transpose(1, 2, 0) // (1, 3)  # what the other colours are used up by
     colours = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i / 12, 0.8, 0.7)) for i in range(12)]
     for i, colour in enumerate(colours):
         chart[20:26, 20 + 40 * i : 26 + 40 * i] = colour
-    file = io.BytesIO()
-    Image.fromarray(chart).save(file, "PNG")
-    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
-    _slim(data)
-    after = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")).astype(int)
-    assert len(data["image/png"]) < 4 / 3 * len(file.getvalue())  # smaller, as base64 takes a third more
+    kind, after = slimmed(chart)
+    assert kind == "image/png"
     for i, colour in enumerate(colours):
         assert np.abs(after[20:26, 20 + 40 * i : 26 + 40 * i] - colour).max() < 16, colour
+
+
+def test_a_photograph_keeps_its_shades():
+    photo = np.random.default_rng(0).normal(np.linspace((40, 90, 20), (220, 30, 200), 600), 5, (400, 600, 3))
+    kind, after = slimmed(photo.clip(0, 255).astype(np.uint8))
+    assert kind == "image/jpeg"
+    assert np.abs(after - photo).mean() < 6  # of noise of 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Random weights in the official format."""
+    from sam2.build_sam import build_sam2_video_predictor
+
+    torch.manual_seed(0)
+    weights = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu").state_dict()
+    file = tmp_path_factory.mktemp("checkpoint") / "sam2.1_hiera_tiny.pt"
+    torch.save({"model": weights}, file)
+    return file
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_first_cell_takes_official_weights_and_the_users_video(name, checkpoint, tmp_path):
+    names = {}
+    first = switched(code(read(name))[0].source)
+    exec(elsewhere(first, checkpoint, footage(tmp_path)), names)
+    if "MODEL" in names:
+        path = check_model(names["MODEL"], tmp_path)
+        predictor = load_predictor(path, "cpu")
+    else:
+        predictor = names["predictor"]
+    assert (predictor.image_size, predictor.hidden_dim) == (1024, 256)  # tiny, not micro
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_runs_on_the_users_video(name, tmp_path, monkeypatch):
+    pytest.importorskip("ipywidgets")
+    monkeypatch.chdir(tmp_path)
+    cells = [cell.source for cell in code(read(name))]
+    names = {}
+    with pyplot.rc_context({"backend": "agg"}):
+        for source in (elsewhere(switched(cells[0]), "micro", footage(tmp_path / "data")), *cells[1:]):
+            exec(source, names)
+    reports = [path.read_text() for path in tmp_path.glob("bench-out/*/report/README.md")]
+    assert all("## data, all, 1 videos" in text for text in reports)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
