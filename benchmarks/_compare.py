@@ -254,6 +254,5 @@ def worst_videos(group: Group, result: Result, count: int) -> list[tuple[str, fl
     falls = {
         name: float(np.mean(jf) - np.mean(theirs[name])) for name, jf in result.by_video().items() if name in theirs
     }
-    return sorted(((name, fall) for name, fall in falls.items() if round(fall, 1) < 0), key=lambda pair: pair[1])[
-        :count
-    ]
+    seen = [(name, fall) for name, fall in falls.items() if round(fall, 1) < 0]
+    return sorted(seen, key=lambda pair: pair[1])[:count]

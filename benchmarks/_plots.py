@@ -28,7 +28,7 @@ LETTERS = 165
 """About as many fit beside each other below the plot."""
 AREAS = (105.0, 44.0, 10.0)
 """Of a point, in square points: where others lie below it, it is smaller than they are."""
-NEAR = 9.0
+NEAR = 5.0
 """Pixels at which a point lies on another."""
 
 
