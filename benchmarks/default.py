@@ -54,8 +54,11 @@ def main_default(options: argparse.Namespace) -> int:
 
 
 def verdict(found: Difference, bound: float) -> str:
-    """Return "holds" when the whole interval is at or above the bound, "open" when the mean is, else "broken"."""
-    return "holds" if found.low >= bound else "open" if found.mean >= bound else "broken"
+    """Return "holds" when the whole interval is at or above the bound, "open" when the mean is, else "broken".
+
+    Clips too few for an interval leave it open at best.
+    """
+    return "holds" if found.shown and found.low >= bound else "open" if found.mean >= bound else "broken"
 
 
 def verdicts(groups: Sequence[Group]) -> str:

@@ -191,6 +191,8 @@ def test_kept_results_are_replaced_by_label_and_never_mixed(made, tmp_path):
 )
 def test_verdicts(low, mean, bound, expected):
     assert default.verdict(Difference(mean, low, mean + 1, 9), bound) == expected
+    of_few = default.verdict(Difference(mean, low, mean + 1, 4), bound)
+    assert of_few == ("open" if expected == "holds" else expected)
 
 
 def test_the_default_is_judged_by_kind_of_clip_and_split(tmp_path):
