@@ -58,7 +58,7 @@ def combinations(
         name, equals, values = axis.partition("=")
         if not equals:
             raise ValueError(f"{axis!r} is not name=value,value,... as in keep=0.1,0.2")
-        axes.append([f"{name}={value}" for value in split_values(values)])
+        axes.append([f"{name}={value}" for value in dict.fromkeys(split_values(values))])
     found: list[tuple[str, list[str]]] = [(name, []) for name in dict.fromkeys([*BASELINES, *methods])]
     if axes:
         found += [(base, [*fixed, *choice]) for choice in itertools.product(*axes)]
