@@ -20,7 +20,7 @@ def add_real_data(parser: argparse.ArgumentParser) -> None:
 
 def parts(options: argparse.Namespace) -> list[argparse.Namespace]:
     """Return the options for the generated clips and, where a folder is given, for its real ones."""
-    synthetic = {**vars(options), "data": "synthetic"}
+    synthetic = {**vars(options), "data": "synthetic", "sequences": ()}
     real = {**vars(options), "split": None, "challenges": ()}
     return [argparse.Namespace(**each) for each in ([synthetic, real] if options.data else [synthetic])]
 

@@ -106,6 +106,15 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
     """
     if options.workers < 1 or options.threads < 1:
         raise ValueError(f"workers={options.workers}, threads={options.threads}: give at least one")
+    if options.image_size is not None and (options.image_size % 32 or not 64 <= options.image_size <= 1024):
+        raise ValueError(f"--image-size {options.image_size}: give a multiple of 32 from 64 to 1024")
+    _check_device(options.device)
+    unused = "sequences" if options.data == "synthetic" else "challenges"
+    if getattr(options, unused):
+        raise ValueError(
+            f"--{unused} {','.join(getattr(options, unused))}: generated clips are chosen with --challenges, a "
+            f"folder's videos with --sequences; for {options.data} leave --{unused} empty"
+        )
     keywords = ("sequences", "challenges", "clips", "frames", "size", "objects")
     parts = {name: getattr(options, name) for name in keywords}
     dataset = open_dataset(options.data, options.split, **parts)
@@ -142,6 +151,13 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
     return Plan(
         tuple(runs), dataset, checkpoint, options.device, options.image_size, options.threads, options.seed, share
     )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}; give cpu") from error
 
 
 def carry_out(plan: Plan, workers: int) -> int:
@@ -271,4 +287,4 @@ def _say(line: str) -> None:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

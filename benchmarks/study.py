@@ -58,7 +58,7 @@ def main_study(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, families: Mapping[str, Family]) -> int:
     others: list[tuple[str, list[str]]] = [(name, []) for name in (*BASELINES, *METHODS)]
     grid = [run for family in families.values() for run in family.runs()]
-    dev = make_plan(_with(options, data="synthetic", split="dev"), [*others, *grid], share=True)
+    dev = make_plan(_with(options, data="synthetic", split="dev", sequences=()), [*others, *grid], share=True)
     code = carry_out(dev, options.workers)
     kept = keep_plan(dev, options.results)
     won = winners(load_groups(kept)[0], families)
@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace, families: Mapping[str, Family]) -> int:
         *others,
         *((r.metrics["config"]["method"]["name"], r.metrics["config"]["method"]["set"]) for r in won.values()),
     ]
-    places = [_with(options, data="synthetic", split="test", clips=options.test_clips)]
+    places = [_with(options, data="synthetic", split="test", sequences=(), clips=options.test_clips)]
     if options.data:
         places.append(_with(options, split=None, challenges=()))
     for place in places:

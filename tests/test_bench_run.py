@@ -208,6 +208,13 @@ def test_two_processes_do_not_write_one_run(finished, capsys):
     being_written.rmdir()  # it is still there
 
 
+def test_what_is_named_twice_is_run_once(tmp_path, capsys):
+    arguments = ["sweep", *SMALL, "--challenges", "static,static", "--method", "stock", "--grid", "keep=0.1,0.1"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("*/videos/*"))) == 3  # stock, window, keyframe
+    assert "failed" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -225,6 +232,13 @@ def test_two_processes_do_not_write_one_run(finished, capsys):
         (["sweep", "--grid", "recent=1,7"], r"keyframe recent=7: recent=7 and capacity=2 .* has 6"),
         (["run", "--split", "val"], "no split 'val'"),
         (["run", "--frames", "2"], "three frames"),
+        (["run", "--size", "4"], "size=4.*16 pixels"),
+        (["run", "--objects", "256"], "1 to 255 objects"),
+        (["run", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["run", "--device", "foo", "--workers", "2"], "--device foo cannot be used"),
+        (["run", "--image-size", "0"], "--image-size 0: give a multiple of 32"),
+        (["run", "--sequences", "a,b"], "--sequences a,b: .* for synthetic leave --sequences empty"),
+        (["run", "--data", ".", "--challenges", "static"], "--challenges static: .* leave --challenges empty"),
         (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
         (["report", "nowhere"], "there is no nowhere"),
     ],
