@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.datasets import PAGES, Mask, Track, Video
+from benchmarks.datasets import PAGES, Mask, Track, Video, scored_tracks
 
 VOID = 255
 HIDDEN = "the others are on the dataset's own server; take a split whose masks are published, as the training one"
@@ -107,7 +107,7 @@ class Folder:
         if not first:
             raise ValueError(f"{name}: no mask in {self.annotations / name} shows an object")
         tracks = [Track(i, t, self.scored(name, i, t, list(files))) for i, t in sorted(first.items())]
-        return Video(name, "", frames, _scored(name, tracks), True, reader)
+        return Video(name, "", frames, scored_tracks(name, tracks), True, reader)
 
     def scored(self, name: str, obj_id: int, first: int, annotated: list[int]) -> tuple[int, ...]:
         """Return the indices of the frames on which an object is scored."""
@@ -160,7 +160,7 @@ class Meta(Folder):
                 raise ValueError(f"{name}: object {obj_id} has no mask on its first frame; it cannot be prompted")
             after = listed if "frame_range" in entry else listed[1:]
             tracks.append(Track(int(obj_id), listed[0], tuple(t for t in after if t in files)))
-        return Video(name, "", frames, _scored(name, tracks), True, _Reader(files))
+        return Video(name, "", frames, scored_tracks(name, tracks), True, _Reader(files))
 
 
 @dataclass(frozen=True)
@@ -193,16 +193,8 @@ class SAV(Folder):
             if first is not None:
                 scored = self.scored(name, obj_id, first, list(reader.files))
                 tracks.append(Track(obj_id, first, scored))
-        found = _scored(name, tracks)
+        found = scored_tracks(name, tracks)
         return Video(name, "", self.frames(name), found, False, lambda t, obj_id: readers[obj_id](t, 1))
-
-
-def _scored(name: str, tracks: list[Track]) -> tuple[Track, ...]:
-    """Return the objects that are scored at all: one that appears on the last annotated frame never is."""
-    found = tuple(track for track in tracks if track.scored)
-    if not found:
-        raise ValueError(f"{name}: no object has a mask on a scored frame; the first and the last one are not scored")
-    return found
 
 
 class _Reader:
@@ -261,14 +253,14 @@ def _resolution(folder: Path) -> Path:
 
 
 def _split(root: Path, split: str | None) -> tuple[list[str] | None, str]:
-    lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
+    lists = {path.stem: path for path in sorted(root.glob("sav_*.txt"))}
     lists |= {path.stem: path for path in sorted((root / "ImageSets").rglob("*.txt"))}
     if split is None and "val" not in lists and len(lists) != 1:
         return None, "all"
     name = split or ("val" if "val" in lists else next(iter(lists)))
     if name not in lists:
         raise ValueError(f"{root} lists no split {name!r}; it has {', '.join(lists) or 'none'}")
-    return lists[name].read_text().split(), name
+    return list(dict.fromkeys(lists[name].read_text().split())), name
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

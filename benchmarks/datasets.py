@@ -100,7 +100,7 @@ class Dataset(Protocol):
 class Synthetic:
     """Generated clips with exact masks: every challenge from `clips` seeds of the split.
 
-    Scored as DAVIS is: every frame but the first and the last.
+    Scored as DAVIS is: every frame but the first and the last. An object that is seen on none of these is left out.
 
     Attributes:
         split: "dev" to choose methods on, "test" to report them.
@@ -127,10 +127,10 @@ class Synthetic:
             raise ValueError(f"no challenge is called {', '.join(unknown)}; choose from {', '.join(CHALLENGES)}")
         if self.split not in SEEDS:
             raise ValueError(f"generated clips have no split {self.split!r}; choose from {', '.join(SEEDS)}")
-        if min(self.clips, self.objects) < 1 or self.frames < 3:
+        if self.clips < 1 or not 1 <= self.objects <= 255 or self.frames < 3 or self.size < 16:
             raise ValueError(
-                f"clips={self.clips}, objects={self.objects}, frames={self.frames}: give at least one clip and object, "
-                "and three frames (the first and the last are not scored)"
+                f"clips={self.clips}, objects={self.objects}, frames={self.frames}, size={self.size}: give at least "
+                "one clip, 1 to 255 objects, three frames (the first and the last are not scored) and 16 pixels"
             )
 
     @property
@@ -150,10 +150,23 @@ class Synthetic:
         challenge, seed = name.rsplit("-", 1)
         clip = make_clip(challenge, int(seed), self.frames, self.size, self.objects)
         tracks = []
-        for i in range(self.objects):
+        for i in np.flatnonzero(clip.visible.any(0)):  # among many objects some are never seen
             first = int(np.argmax(clip.visible[:, i]))
-            tracks.append(Track(i + 1, first, tuple(t for t in range(1, self.frames - 1) if t >= first)))
-        return Video(name, challenge, clip.frames, tuple(tracks), True, lambda t, obj_id: clip.masks[t] == obj_id)
+            tracks.append(Track(int(i) + 1, first, tuple(range(max(first, 1), self.frames - 1))))
+        found = scored_tracks(name, tracks)
+        return Video(name, challenge, clip.frames, found, True, lambda t, obj_id: clip.masks[t] == obj_id)
+
+
+def scored_tracks(name: str, tracks: Sequence[Track]) -> tuple[Track, ...]:
+    """Return a video's objects that are scored at all: one that appears on the last annotated frame never is.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = tuple(track for track in tracks if track.scored)
+    if not found:
+        raise ValueError(f"{name}: no object has a mask on a scored frame; the first and the last one are not scored")
+    return found
 
 
 def open_dataset(

@@ -62,6 +62,8 @@ def test_davis(tmp_path):
     assert open_dataset(str(tmp_path), "train").names == ("cat",)
     with pytest.raises(ValueError, match=r"no split 'test'.*train, val"):
         open_dataset(str(tmp_path), "test")
+    (tmp_path / "ImageSets/2017/train.txt").write_text("cat\ncat\n")
+    assert open_dataset(str(tmp_path), "train").names == ("cat",)
     with pytest.raises(ValueError, match=r"no sequence bird.*dog"):
         open_dataset(str(tmp_path), sequences=["bird"])
 
@@ -140,8 +142,9 @@ def test_pumavos(tmp_path):
         write_frames(tmp_path / f"JPEGImages/{video}", names)
         for name in names:
             write_mask(tmp_path / f"Annotations/{video}/{name}.png", labels((2, 2), (12, 12)))
+    (tmp_path / "README.txt").write_text("what this is\n")  # no list of videos
     dataset = open_dataset(str(tmp_path))
-    assert dataset.names == ("chair", "full_face_1")
+    assert (dataset.split, dataset.names) == ("all", ("chair", "full_face_1"))
     assert tracks(dataset.open("full_face_1")) == {1: (0, (1, 2)), 2: (0, (1, 2))}
 
 
@@ -226,6 +229,14 @@ def test_synthetic():
     assert video.mask(0, 1).any()
     assert np.array_equal(dataset.open("static-10001").frames, video.frames)
     assert not set(dataset.names) & set(Synthetic("test", dataset.challenges).names)
+
+
+def test_generated_objects_that_are_never_scored_are_left_out():
+    video = Synthetic("dev", ("static",), clips=1, frames=6, size=64, objects=50).open("static-10000")
+    assert len(video.tracks) < 50  # the others are hidden behind these, one of them until the last frame
+    for track in video.tracks:
+        assert track.scored == tuple(range(max(track.first, 1), 5))
+        assert video.mask(track.first, track.obj_id).any()
 
 
 @pytest.mark.parametrize(
