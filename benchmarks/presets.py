@@ -62,7 +62,10 @@ def main_preset(options: argparse.Namespace) -> int:
     sys.stderr.write(f"{report}/README.md, {report}/index.html\n")
     if options.readme:
         ours = protocol(plan.runs[0][0].config)
-        fill(options.readme, official_column(next(g for g in groups if protocol(g.config) == ours)))
+        group = next((group for group in groups if protocol(group.config) == ours), None)
+        if group is None:
+            raise ValueError("README's official column stays as it is: every video failed")
+        fill(options.readme, official_column(group))
         sys.stderr.write(f"{options.readme}: official column\n")
     return code
 

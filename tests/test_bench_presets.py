@@ -1,6 +1,7 @@
 """`make bench` and `make official`, small: what they run, measure and write, README's official column included."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,21 @@ def test_the_column_stays_where_there_is_nothing_to_fill_it_with(readme, method,
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert file.read_text() == readme
+
+
+def test_the_column_stays_when_every_video_fails(bench, tmp_path, capsys):
+    file = tmp_path / "README.md"
+    file.write_text("<!--official jf-->not run<!--/-->")
+    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        (tmp_path / f"data/{kind}/a").mkdir(parents=True)
+        for t in range(3):
+            Image.new("P", (32, 32), 1).convert("P" if suffix == "png" else "RGB").save(
+                tmp_path / f"data/{kind}/a/{t:05d}.{suffix}"
+            )
+    (tmp_path / "data/JPEGImages/a/00001.jpg").write_bytes(b"no picture")
+    arguments = ["official", "--model", "micro", "--image-size", "64", "--data", str(tmp_path / "data")]
+    arguments += ["--method", "keyframe", "--readme", str(file)]
+    shutil.copytree(bench[0], tmp_path / "out")  # another model's results beside it
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "official column stays as it is: every video failed" in capsys.readouterr().err
+    assert file.read_text() == "<!--official jf-->not run<!--/-->"
