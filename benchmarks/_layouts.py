@@ -17,7 +17,7 @@ from benchmarks.datasets import PAGES, Mask, Track, Video, scored_tracks
 
 VOID = 255
 HIDDEN = "the others are on the dataset's own server; take a split whose masks are published, as the training one"
-LVOS_STEP = 5  # LVOS annotates 1 frame of 5 (lvos-evaluation, evaluation.py)
+LVOS_STEP = 5  # LVOS annotates 1 frame of 5 (lvos-evaluation, lvos/evaluation.py)
 
 
 def open_folder(root: Path, split: str | None, sequences: tuple[str, ...]) -> Folder:
@@ -120,9 +120,12 @@ class Meta(Folder):
 
     YouTube-VOS lists every annotated frame of an object: it is prompted on the first and scored on the others. LVOS
     gives a range: it is prompted on its start and scored on every fifth frame from there to before its end. Objects
-    that the list does not name are not tracked.
+    that the list does not name are not tracked. A listed frame without a mask is an error, as in official evaluations.
 
-    Source: youtube-vos.org/dataset/vos (`meta.json`); LingyiHongfd/lvos-evaluation, `evaluation.py`.
+    LVOS's own mean divides by `frame_nums` of the list, ours by the frames scored: they differ where `frame_nums` is
+    not the number of frames scored, for LVOS counts a frame beyond them as 0.
+
+    Source: youtube-vos.org/dataset/vos (`meta.json`); LingyiHongfd/lvos-evaluation, `lvos/evaluation.py`.
     """
 
     videos: Mapping[str, Mapping[str, Mapping[str, object]]] = field(init=False, repr=False, compare=False)
@@ -156,10 +159,14 @@ class Meta(Folder):
         tracks = []
         for obj_id, listed in self.listed(name).items():
             entry = self.videos[name][obj_id]
-            if not listed or listed[0] not in files:
-                raise ValueError(f"{name}: object {obj_id} has no mask on its first frame; it cannot be prompted")
-            after = listed if "frame_range" in entry else listed[1:]
-            tracks.append(Track(int(obj_id), listed[0], tuple(t for t in after if t in files)))
+            stems = {frames[t].stem for t in listed if t in files}
+            missing = [stem for stem in _listed(entry) if stem not in stems]
+            if missing or not listed:
+                raise ValueError(
+                    f"{name}: object {obj_id} has no mask on {', '.join(missing[:10]) or 'any frame'}, though "
+                    "meta.json lists it there; unpack all images and annotations"
+                )
+            tracks.append(Track(int(obj_id), listed[0], tuple(listed if "frame_range" in entry else listed[1:])))
         return Video(name, "", frames, scored_tracks(name, tracks), True, _Reader(files))
 
 
@@ -237,9 +244,16 @@ def _listed(entry: Mapping[str, object]) -> list[str]:
 
 def _match(name: str, folder: Path, frames: list[Path]) -> dict[int, Path]:
     index = {path.stem: t for t, path in enumerate(frames)}
-    files = {index[path.stem]: path for path in folder.glob("*.png") if path.stem in index}
-    if not files:
-        raise ValueError(f"{name}: no masks in {folder} that belong to a frame; unpack the annotations there")
+    found = sorted(folder.glob("*.png"), key=_natural)
+    if not found:
+        raise ValueError(f"{name}: no masks in {folder}; unpack the annotations there")
+    alone = [path.name for path in found if path.stem not in index]
+    if alone:
+        raise ValueError(
+            f"{name}: {len(alone)} masks in {folder} belong to no frame ({', '.join(alone[:10])}); unpack all images "
+            f"in {frames[0].parent}"
+        )
+    files = {index[path.stem]: path for path in found}
     return dict(sorted(files.items()))
 
 
