@@ -3,7 +3,7 @@
 Source: Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016;
 Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation", 2017. Values equal those of the official
 `davis2017-evaluation` package, with one difference: there the frame numbers that bound the decay's quarters are kept
-in 8 bits and wrap around beyond 256 frames; here they do not.
+in 8 bits and wrap around from 256 scored frames on (under NumPy 2; before it, from 257 on); here they do not.
 """
 
 from __future__ import annotations
