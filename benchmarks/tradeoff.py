@@ -58,18 +58,22 @@ def setting(codec: str | None = None, scheme: str | None = None, *more: str) -> 
     return "keyframe", [*stored, *([] if scheme is None else [f"attend={scheme}"]), *more]
 
 
+PLAIN = [setting(SMALL, scheme) for scheme in ("Pool(2)", "Foveated(0.2, 4)", "SalientTokens(0.25)")]
+"""All five memories, stored and read smaller."""
+
+
 def families() -> dict[str, list[Run]]:
     """Return every setting besides the uncompressed method, by what it makes smaller."""
     codecs = {name: [setting(codec) for codec in found] for name, found in CODECS.items()}
     schemes = {name: [setting(None, scheme) for scheme in found] for name, found in SCHEMES.items()}
-    both = [("compact", []), setting(SMALL, "Pool(2)"), *candidates()[1:]]
+    both = [("compact", []), *PLAIN, *candidates()[3:]]
     return codecs | schemes | {"codec and scheme": both, "fewer memories": [("keyframe", [*few]) for few in FEWER]}
 
 
 def runs() -> list[Run]:
     """Return every setting once, as a method's name and its replacements: stock and the uncompressed method first."""
     shown = [run for name, found in families().items() for run in found if name != "codec and scheme"]
-    return [("stock", []), ("keyframe", []), ("compact", []), *shown, setting(SMALL, "Pool(2)")]
+    return [("stock", []), ("keyframe", []), ("compact", []), *shown, *PLAIN]
 
 
 def candidates() -> list[Run]:
@@ -77,8 +81,8 @@ def candidates() -> list[Run]:
     fewer = ("minor=1", "fill=False"), ("minor=2", "fill=False"), ("capacity=1", "minor=1", "fill=False")
     return [
         setting(),
-        *(setting(SMALL, scheme) for scheme in ("Foveated(0.2, 4)", "Foveated(0.25, 4)", "Foveated(0.05, 2)")),
-        setting(SMALL, "SalientTokens(0.25)"),
+        *PLAIN[1:],
+        *(setting(SMALL, scheme) for scheme in ("Foveated(0.25, 4)", "Foveated(0.05, 2)")),
         setting(SMALL, "Foveated(0.45, 4)", *fewer[0]),
         setting(SMALL, "Foveated(0.3, 4)", *fewer[1]),
         setting(SMALL, "Foveated(0.6, 4)", *fewer[2]),

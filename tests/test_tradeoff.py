@@ -21,6 +21,7 @@ def made(tmp_path_factory):
         patch.setattr(tradeoff, "CODECS", {"eight bits": ("Int8()",)})
         patch.setattr(tradeoff, "SCHEMES", {"Pool": ("Pool(2)",), "prompt too": ("Pool(2, conditioning=True)",)})
         patch.setattr(tradeoff, "SMALL", "Int8()")
+        patch.setattr(tradeoff, "PLAIN", [tradeoff.setting("Int8()", "Pool(2)")])
         run = ["run", *SMALL, "--out", str(root / "out"), "--results", str(root / "results")]
         assert main(run) == 0
         written = {path: path.stat().st_mtime_ns for path in (root / "out").glob("*/videos/*/objects.csv")}
