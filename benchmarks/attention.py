@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from sam2_keyframe import make_method
 from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole, scheme_for
 from sam2_keyframe.patches.attention import AttentionHook
 
@@ -36,11 +37,14 @@ SCHEMES = {
     "pool2": Pool(2),
     "pool4": Pool(4),
     "foveated": Foveated(share=0.05, size=4),
-    "recommended": Foveated(share=0.2, size=4),
+    "foveated 0.2": Foveated(share=0.2, size=4),
+    "compact": make_method("compact").attend,
     "salient": SalientTokens(0.05),
     "pool2+conditioning": Pool(2, conditioning=True),
     "foveated+conditioning": Foveated(share=0.05, size=4, conditioning=True),
 }
+COMPACT = 5
+"""Memories that `compact` reads once its bank is full, in place of seven: prompt, newest, and three held."""
 GRID, POINTERS, LAYERS, DIM, MEM_DIM, HIDDEN = (64, 64), 16, 4, 256, 64, 2048
 
 
@@ -159,17 +163,20 @@ def measure(args):
     predictor = build(args.arch, args.device)
     timer, rows = Timer(args, predictor), []
     for memories in args.memories:
-        function = (memory_attention if args.what == "memory" else whole_frame)(args, predictor, memories)
-        layouts = {"stock": None}
+        make = memory_attention if args.what == "memory" else whole_frame
+        functions, layouts = {"stock": make(args, predictor, memories)}, {"stock": None}
         for name in args.schemes:
-            layout = layout_of(SCHEMES[name], memories, args.device)
+            if name == "compact" and memories <= COMPACT:
+                continue
+            layout = layout_of(SCHEMES[name], COMPACT if name == "compact" else memories, args.device)
             if name == "whole" or layout.tokens < layout.spatial:
                 layouts[name] = layout
-        timer(function)  # warm-up
+                functions[name] = make(args, predictor, COMPACT) if name == "compact" else functions["stock"]
+        timer(functions["stock"])  # warm-up
         times = {name: [] for name in layouts}
         for _ in range(args.rounds):
             for name, layout in layouts.items():
-                times[name].append(timer(function, layout))
+                times[name].append(timer(functions[name], layout))
                 print(f"{memories} {name:22s} {times[name][-1]:.3f} s", flush=True)
         spatial = memories * GRID[0] * GRID[1]
         pointers = POINTERS * DIM // MEM_DIM
@@ -225,8 +232,13 @@ def profile(args):
 
 
 def save(args, results):
+    """Write a JSON file; rows of settings that were not measured now stay as they are there."""
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / f"{args.what}_{args.arch}_{args.device.split(':')[0]}_{args.dtype}_{args.objects}.json"
+    if path.exists() and "rows" in results:
+        new = {(row["memories"], row["scheme"]) for row in results["rows"]}
+        before = [row for row in json.loads(path.read_text())["rows"] if (row["memories"], row["scheme"]) not in new]
+        results["rows"] = sorted([*before, *results["rows"]], key=lambda row: (row["memories"], -row["keys"]))
     head = {"what": args.what, "arch": args.arch, "dtype": args.dtype, "clock": args.clock, "machine": machine(args)}
     path.write_text(json.dumps(head | results, indent=1) + "\n")
 

@@ -70,8 +70,8 @@ def compact() -> KeyframeMemory:
     attend=Whole().
     """
     codec, near = Chain(PCA(0.4), Int8()), Foveated(0.45, 4)
-    smaller = {"compressor": codec, "minor_compressor": codec, "attend": near}
-    return dataclasses.replace(keyframe(), minor=1, fill=False, **smaller)
+    fewer = dataclasses.replace(keyframe(), minor=1, fill=False)
+    return dataclasses.replace(fewer, compressor=codec, minor_compressor=codec, attend=near)
 
 
 def adaptive(k: float = 1.0) -> KeyframeMemory:
