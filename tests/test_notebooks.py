@@ -3,14 +3,17 @@
 import ast
 import base64
 import colorsys
+import gc
 import io
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from footage import decode_threads
 from matplotlib import pyplot
 from PIL import Image
 
@@ -127,9 +130,20 @@ def checkpoint(tmp_path_factory):
     return file
 
 
+@pytest.fixture
+def names():
+    """What cells define; let go afterwards, as the videos that they opened read on threads of their own."""
+    defined = {}
+    yield defined
+    defined.clear()
+    if "ipywidgets" in sys.modules:
+        sys.modules["ipywidgets"].Widget.close_all()
+    gc.collect()
+    assert decode_threads() == 0
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_the_first_cell_takes_official_weights_and_the_users_video(name, checkpoint, tmp_path):
-    names = {}
+def test_the_first_cell_takes_official_weights_and_the_users_video(name, names, checkpoint, tmp_path):
     first = switched(code(read(name))[0].source)
     exec(elsewhere(first, checkpoint, footage(tmp_path)), names)
     if "MODEL" in names:
@@ -141,11 +155,10 @@ def test_the_first_cell_takes_official_weights_and_the_users_video(name, checkpo
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_on_the_users_video(name, tmp_path, monkeypatch):
+def test_runs_on_the_users_video(name, names, tmp_path, monkeypatch):
     pytest.importorskip("ipywidgets")
     monkeypatch.chdir(tmp_path)
     cells = [cell.source for cell in code(read(name))]
-    names = {}
     with pyplot.rc_context({"backend": "agg"}):
         for source in (elsewhere(switched(cells[0]), "micro", footage(tmp_path / "data")), *cells[1:]):
             exec(source, names)
