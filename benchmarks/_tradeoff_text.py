@@ -15,7 +15,7 @@ from sam2_keyframe import KeyframeMemory
 
 LOSS = 0.5
 """Most points of J&F that a recommended setting may lose."""
-SINGLE = ("prompt too", "codec and scheme", "fewer memories")
+SINGLE = ("compact", "prompt too", "codec and scheme", "fewer memories")
 """Families whose settings are not steps of one choice: no line joins them."""
 
 
@@ -198,8 +198,8 @@ def draw(panel: Any, group: Group, families: Mapping[str, Sequence[str]], x: Cal
     for i, (name, labels) in enumerate(families.items()):
         found = [(result, cost(group, result)) for result in map(by_label.get, labels) if result is not None]
         points = sorted(((x(r, c), c.loss) for r, c in found if c.loss is not None), key=lambda point: point[0])
-        if any(abs(place / full - 1) > 0.01 for place, _ in points):
-            _curve(panel, name, points, f"C{i}")
+        if any(abs(place / full - 1) > 0.05 for place, _ in points):
+            _curve(panel, name, points, i)
     panel.set_xlim(0, 1.06 * full)
     panel.axhline(0, color="#565b66", lw=1)
     panel.axhline(-LOSS, color="#b0402f", lw=1, ls="--")
@@ -209,8 +209,9 @@ def draw(panel: Any, group: Group, families: Mapping[str, Sequence[str]], x: Cal
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _curve(panel: Any, name: str, points: Sequence[tuple[float, Difference]], color: str) -> None:
+def _curve(panel: Any, name: str, points: Sequence[tuple[float, Difference]], number: int) -> None:
     means = [loss.mean for _, loss in points]
-    style = "o" if name in SINGLE else "o-"
     spread = [[loss.mean - loss.low for _, loss in points], [loss.high - loss.mean for _, loss in points]]
-    panel.errorbar([x for x, _ in points], means, spread, label=name, color=color, fmt=style, ms=5, lw=1.2, capsize=2)
+    look = {"color": "#1c1e21" if name == "compact" else f"C{number % 10}", "marker": "osD^vPXd<>hp"[number % 12]}
+    line = "none" if name in SINGLE else "-"
+    panel.errorbar([x for x, _ in points], means, spread, label=name, ls=line, ms=6, lw=1.2, capsize=2, **look)

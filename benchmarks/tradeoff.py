@@ -66,14 +66,15 @@ def families() -> dict[str, list[Run]]:
     """Return every setting besides the uncompressed method, by what it makes smaller."""
     codecs = {name: [setting(codec) for codec in found] for name, found in CODECS.items()}
     schemes = {name: [setting(None, scheme) for scheme in found] for name, found in SCHEMES.items()}
-    both = [("compact", []), *PLAIN, *candidates()[3:]]
-    return codecs | schemes | {"codec and scheme": both, "fewer memories": [("keyframe", [*few]) for few in FEWER]}
+    fewer = [("keyframe", [*few]) for few in FEWER]
+    both: dict[str, list[Run]] = {"codec and scheme": [*PLAIN, *candidates()[3:]], "fewer memories": fewer}
+    return {"compact": [("compact", [])], **codecs, **schemes, **both}
 
 
 def runs() -> list[Run]:
     """Return every setting once, as a method's name and its replacements: stock and the uncompressed method first."""
     shown = [run for name, found in families().items() for run in found if name != "codec and scheme"]
-    return [("stock", []), ("keyframe", []), ("compact", []), *shown, *PLAIN]
+    return [("stock", []), ("keyframe", []), *shown, *PLAIN]
 
 
 def candidates() -> list[Run]:

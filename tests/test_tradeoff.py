@@ -83,14 +83,15 @@ def test_the_pictures_show_every_setting_that_an_axis_tells_apart(made):
     drawn = {name: [*map(label, found)] for name, found in families().items()}
     for (_, x), shown in zip(
         text.AXES,
-        [{"eight bits", "codec and scheme", "fewer memories"}] * 2 + [{"Pool", "prompt too", "codec and scheme"}],
+        [{"compact", "eight bits", "codec and scheme", "fewer memories"}] * 2
+        + [{"compact", "Pool", "prompt too", "codec and scheme"}],
         strict=True,
     ):
         panel = Figure().subplots()
         text.draw(panel, group, drawn, x)
         bars = {container.get_label(): len(container.lines[0].get_xdata()) for container in panel.containers}
         assert shown <= set(bars)
-        assert bars["codec and scheme"] == 2, "compact, and the codec with pooling"
+        assert bars["compact"] == bars["codec and scheme"] == 1
         low, high = panel.get_xlim()
         places = [place for container in panel.containers for place in container.lines[0].get_xdata()]
         assert places
