@@ -72,7 +72,9 @@ def layout_of(scheme, memories, device):
     chosen = [scheme_for(scheme, conditioning=i == 0, newest=i == memories - 1) for i in range(memories)]
     drawn = torch.rand(1, GRID[0] * GRID[1], device=device)
     plans = [s.plan(GRID, drawn=drawn) if isinstance(s, SalientTokens) else s.plan(GRID, mask) for s in chosen]
-    return TokenLayout(GRID, tuple(plans), mask if isinstance(scheme, SalientTokens) else None)
+    if isinstance(scheme, SalientTokens):  # the newest is measured in each read, as it is new in each
+        return TokenLayout(GRID, tuple(plans), memories - 1, lambda drawn: None)
+    return TokenLayout(GRID, tuple(plans))
 
 
 def output_dict(predictor, memories, device, dtype):
