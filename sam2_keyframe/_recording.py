@@ -42,7 +42,7 @@ class Recording:
     geometry: Geometry
     num_frames: int
     frame_size: tuple[int, int]
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list, repr=False)
     complete: bool = True
 
     @property
@@ -78,12 +78,13 @@ class Recording:
 
     @classmethod
     def load(cls, path: str | Path) -> Recording:
-        """Return a recording that was saved.
+        """Return a recording that was saved, as a file or in the folder that `sam2-keyframe track` wrote.
 
         Raises:
             ValueError: The file is no recording, or one of another version.
             OSError: It cannot be read.
         """
+        path = Path(path) / "recording.npz" if Path(path).is_dir() else path
         try:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(file["about"].tobytes())

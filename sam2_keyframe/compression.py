@@ -248,6 +248,7 @@ class Chain(Codec):
 
     Raises:
         ValueError: No codec is given.
+        TypeError: Something else than a codec is.
     """
 
     codecs: tuple[Codec, ...]
@@ -255,6 +256,8 @@ class Chain(Codec):
     def __init__(self, *codecs: Codec) -> None:
         if not codecs:
             raise ValueError("Chain() holds no codec; use Identity()")
+        if not all(isinstance(codec, Codec) for codec in codecs):
+            raise TypeError(f"Chain{codecs!r}: give codecs one after another, as in Chain(PCA(16), Int8())")
         object.__setattr__(self, "codecs", codecs)
 
     def __repr__(self) -> str:

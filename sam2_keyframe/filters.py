@@ -73,6 +73,11 @@ class Threshold(Combinable):
     above: float
     of: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check the bound."""
+        if isinstance(self.above, bool) or not isinstance(self.above, int | float) or math.isnan(self.above):
+            raise ValueError(f"Threshold(above={self.above!r}): must be a number")
+
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the score exceeds the bound or is unknown."""
         return not score_of(record, self.of) <= self.above

@@ -282,3 +282,9 @@ def test_refuses_what_it_cannot_compress(codec):
 def test_wrong_settings_are_named(make, names):
     with pytest.raises(ValueError, match=names):
         make()
+
+
+@pytest.mark.parametrize("codecs", [((PCA(2), Int8()),), (PCA, Int8)], ids=["a tuple", "classes"])
+def test_a_chain_is_of_codecs(codecs):
+    with pytest.raises(TypeError, match="one after another"):
+        Chain(*codecs)

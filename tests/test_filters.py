@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,12 @@ def test_a_number_is_a_threshold() -> None:
     assert as_filter(0.25) == Threshold(0.25)
     assert as_filter(math.inf) == Never()
     assert as_filter(Visible()) == Visible()
+
+
+@pytest.mark.parametrize("above", ["x", None, True, math.nan])
+def test_a_bound_is_a_number(above: Any) -> None:
+    with pytest.raises(ValueError, match=r"Threshold\(above="):
+        Threshold(above)
 
 
 def test_a_score_that_is_missing_is_named() -> None:

@@ -209,6 +209,9 @@ def test_what_was_saved_plays_as_what_was_recorded(predictor: Any, clip: Any, tm
     recording.save(tmp_path / "run.npz")
     assert_same(replay(clip.frames, tmp_path / "run.npz", method), stats)
     assert (tmp_path / "run.npz").stat().st_size < 5000 * len(recording.steps)
+    recording.save(tmp_path / "recording.npz")
+    assert len(Recording.load(tmp_path).steps) == len(recording.steps), "from the folder that a run wrote"
+    assert len(repr(recording)) < 500
     frames, vectors = Recording.load(tmp_path / "run.npz").descriptors(1, "object/pointer")
     assert frames == list(range(FRAMES))
     assert vectors.shape == (FRAMES, recording.geometry.pointer_dim)

@@ -53,6 +53,11 @@ def test_parts_are_scorers_not_classes_or_names(build: Callable[[], Any]) -> Non
         build()
 
 
+def test_a_combination_takes_its_parts_as_one_tuple() -> None:
+    with pytest.raises(TypeError, match="as one tuple"):
+        sk.Combine(sk.MaskIoU(), sk.OpticalFlow())  # type: ignore[arg-type]
+
+
 def test_lists_are_taken_as_tuples() -> None:
     built = sk.Combine([sk.MaskIoU(), sk.SSIM()], weights=[2, 1])  # type: ignore[arg-type]
     assert built == sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(2, 1))

@@ -155,6 +155,8 @@ class Combine:
     name: str = "combine"
 
     def __post_init__(self) -> None:
+        if isinstance(self.parts, Scorer):
+            raise TypeError(f"Combine({self.parts!r}): give the scorers as one tuple, Combine((MaskIoU(), SSIM()))")
         object.__setattr__(self, "parts", tuple(self.parts))
         check_choice(self, "how", ("sum", "max", "product"))
         check_choice(self, "scale", ("raw", "z"))
