@@ -252,7 +252,7 @@ NOTES = [
     "",
     "Published beside it, measured by their authors on other machines: Efficient-SAM2 (ICLR 2026) 1.68x on SAM 2.1 "
     "large at -1.0 SA-V test, a trained part included; Surgical SAM 2 (arXiv 2408.07931) 28 % cheaper attention; "
-    "EfficientTAM (arXiv 2411.18933) and EdgeTAM are trained models.",
+    "EfficientTAM (arXiv 2411.18933) and EdgeTAM (arXiv 2501.07256) are trained models.",
 ]
 
 
