@@ -23,6 +23,7 @@ from benchmarks._track import Tracked, frame_rows, object_rows, track
 from benchmarks._values import parse_pair
 from benchmarks.datasets import Dataset, Video, open_dataset
 from sam2_keyframe import KeyframeMemory, make_method
+from sam2_keyframe.models import check_place
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,7 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
     """
     if options.workers < 1 or options.threads < 1:
         raise ValueError(f"workers={options.workers}, threads={options.threads}: give at least one")
-    if options.image_size is not None and (options.image_size % 32 or not 64 <= options.image_size <= 1024):
-        raise ValueError(f"--image-size {options.image_size}: give a multiple of 32 from 64 to 1024")
-    _check_device(options.device)
+    check_place(options.device, options.image_size)
     unused = "sequences" if options.data == "synthetic" else "challenges"
     if getattr(options, unused):
         raise ValueError(
@@ -151,13 +150,6 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
     return Plan(
         tuple(runs), dataset, checkpoint, options.device, options.image_size, options.threads, options.seed, share
     )
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
-        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}; give cpu") from error
 
 
 def carry_out(plan: Plan, workers: int) -> int:

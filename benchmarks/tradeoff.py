@@ -29,7 +29,7 @@ from benchmarks._store import write_text
 from benchmarks.run import add_arguments, carry_out, make_plan
 
 RESULTS = Path(__file__).parent / "results" / "tradeoff"
-DEV_CLIPS, TEST_CLIPS, MORE_CLIPS, FRAMES = 100, 30, 300, 36
+DEV_CLIPS, TEST_CLIPS, MORE_CLIPS, FRAMES = 60, 30, 300, 36
 SMALL = "Chain(PCA(0.4), Int8())"
 Run = tuple[str, list[str]]
 

@@ -41,9 +41,7 @@ def load_model(
         FileNotFoundError: There is no such checkpoint.
         ImportError: SAM 2 is not installed.
     """
-    _check_device(device)
-    if image_size is not None and (image_size % 32 or not 64 <= image_size <= 1024):
-        raise ValueError(f"--image-size {image_size}: give a multiple of 32 from 64 to 1024")
+    check_place(device, image_size)
     if name == "micro":
         return _micro(device, image_size or 256)
     if name in SIZES:
@@ -62,12 +60,21 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _check_device(device: str) -> None:
+def check_place(device: str, image_size: int | None) -> None:
+    """Check where and at which side a model is to run, before anything is loaded.
+
+    Raises:
+        ValueError: This machine has no such device, or no model sees squares of that side.
+    """
+    if image_size is not None and (image_size % 32 or not 64 <= image_size <= 1024):
+        raise ValueError(f"--image-size {image_size}: give a multiple of 32 from 64 to 1024")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device}: {reason}; choose cpu, cuda or cuda:N of this machine") from None
+        raise ValueError(
+            f"--device {device} cannot be used: {reason}; choose cpu, cuda or cuda:N of this machine"
+        ) from error
 
 
 def _micro(device: str, image_size: int) -> tuple[Any, str]:
