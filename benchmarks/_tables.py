@@ -14,20 +14,20 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 1) -> str:
     """Return a difference in points with its sign; never -0.0."""
-    return f"{round(value, 1) + 0.0:+.1f}"
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def interval(found: Difference | None) -> str:
+def interval(found: Difference | None, digits: int = 1) -> str:
     """Return a difference and its interval, as in `+0.3 (-0.1 to +0.8)`; nothing where there is none.
 
     Of too few videos for an interval it says how many there are.
     """
     if found is None:
         return ""
-    spread = f"{points(found.low)} to {points(found.high)}" if found.shown else f"{found.videos} videos"
-    return f"{points(found.mean)} ({spread})"
+    low, mean, high = (points(value, digits) for value in (found.low, found.mean, found.high))
+    return f"{mean} ({low} to {high})" if found.shown else f"{mean} ({found.videos} videos)"
 
 
 def machine(config: Mapping[str, Any]) -> str:

@@ -140,15 +140,11 @@ def _row(group: Group, result: Result, costs: Mapping[str, Cost]) -> list[str]:
         stored,
         f"{each.tokens:,} ({each.fewer_tokens:.2f}x)",
         f"{result.jf:.1f}",
-        _interval(each.loss),
-        _interval(difference(result, group.reference)) if ours and group.reference else "",
+        tables.interval(each.loss, digits=2),
+        tables.interval(difference(result, group.reference), digits=2) if ours and group.reference else "",
         f"{memory['mib']:.3f} MiB",
         f"{memory['tokens']:.0f}",
     ]
-
-
-def _interval(found: Difference | None) -> str:
-    return "" if found is None else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
 def _picture(group: Group) -> str:
