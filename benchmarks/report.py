@@ -80,22 +80,20 @@ def table(group: Group) -> list[dict[str, Any]]:
         gain = _gain(group, result)
         memory = result.metrics["occupancy"]["memory"]
         row: dict[str, Any] = {"method": result.label}
-        row |= {name: _round(result.metrics["accuracy"].get(name)) for name in ("jf", "j", "f", "j_last", "j_decay")}
+        row |= {name: result.metrics["accuracy"].get(name) for name in ("jf", "j", "f", "j_last", "j_decay")}
         row |= {
-            "vs_stock": _round(gain.mean if gain else None),
-            "low": _round(gain.low if gain and gain.shown else None),
-            "high": _round(gain.high if gain and gain.shown else None),
+            "vs_stock": gain.mean if gain else None,
+            "low": gain.low if gain and gain.shown else None,
+            "high": gain.high if gain and gain.shown else None,
             "videos": result.metrics["videos"],
             "lacking": len(group.videos - result.by_video().keys()),
             "objects": result.metrics["objects"],
         }
-        row |= {name: _round(memory[name], 3) for name in sorted(memory)}
-        row |= {
-            f"stock_{name}": _round(result.metrics["occupancy"]["stock"][name], 3) for name in ("peak_mib", "tokens")
-        }
-        row["frame_ms"] = _round(result.metrics.get("time", {}).get("frame_ms"), 2)
-        row["time_vs_stock"] = _round(result.metrics.get("time", {}).get("beside_stock", {}).get("ratio"), 3)
-        row["peak_device_mib"] = _round(result.metrics.get("peak_device_mib"), 1)
+        row |= {name: memory[name] for name in sorted(memory)}
+        row |= {f"stock_{name}": result.metrics["occupancy"]["stock"][name] for name in ("peak_mib", "tokens")}
+        row["frame_ms"] = result.metrics.get("time", {}).get("frame_ms")
+        row["time_vs_stock"] = result.metrics.get("time", {}).get("beside_stock", {}).get("ratio")
+        row["peak_device_mib"] = result.metrics.get("peak_device_mib")
         row["front"] = " ".join(x for x, front in fronts.items() if result in front)
         row["failed"] = len(result.metrics["failed"])
         rows.append(row)
@@ -218,10 +216,6 @@ def _reopen(group: Group) -> Dataset | None:
 
 def _write_matrix(path: Path, columns: dict[str, dict[str, float]]) -> None:
     names = sorted({name for column in columns.values() for name in column})
-    rows = [{"": name, **{label: _round(column.get(name)) for label, column in columns.items()}} for name in names]
+    rows = [{"": name, **{label: column.get(name) for label, column in columns.items()}} for name in names]
     if rows:
         write_csv(path, rows)
-
-
-def _round(value: float | None, digits: int = 2) -> float | None:
-    return None if value is None else round(value, digits) + 0.0  # no -0.0

@@ -61,6 +61,19 @@ def test_rows_of_others_are_read(stock, tmp_path):
     assert "| **stock** ◆ |" in (tmp_path / "report/README.md").read_text()
 
 
+def test_figures_are_rounded_once(stock, tmp_path):
+    """58.4496 is 58.4; by way of 58.45 it would be 58.5."""
+    stock["accuracy"] |= {"jf": 58.4496, "j": 61.4496, "f": 55.4496}
+    beside = {"ratio": 1.0451, "frame_ms": 12.3, "stock_ms": 11.8, "frames": 50, "video": "a"}
+    stock["time"] = {"frame_ms": 12.3496, "beside_stock": beside}
+    (tmp_path / "theirs.json").write_text(json.dumps(stock))
+    assert main(["report", str(tmp_path)]) == 0
+    (row,) = (line for line in (tmp_path / "report/README.md").read_text().splitlines() if "**stock**" in line)
+    assert re.match(r"\| \*\*stock\*\* ◆ \| 58.4 \|  \| 61.4 \| 55.4 \|.*\| 12.3 \| 1.05 \|$", row)
+    (group,) = json.loads(re.search(r"const groups = (.*);\n", (tmp_path / "report/index.html").read_text())[1])
+    assert group["rows"][0]["jf"] == 58.4496  # the page rounds too
+
+
 def test_a_run_that_failed_on_a_video_is_marked_and_comes_last(stock, tmp_path):
     hardest = min(stock["sequences"], key=lambda name: stock["sequences"][name])
     for label in ("stock", "window", "keyframe"):
