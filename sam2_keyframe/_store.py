@@ -108,14 +108,16 @@ class Store:
         entry = self.entries[frame_idx]
         # From the last memory still held PCA goes on; a basis kept apart would outlive a pass over the video.
         known = (payload for other, payload in reversed(self.payloads.values()) if other == codec)
-        self.payloads[frame_idx] = codec, codec.compress(entry["maskmem_features"], next(known, None))
+        payload = codec.compress(entry["maskmem_features"], next(known, None))
         self._encoding = entry["maskmem_pos_enc"]
-        self.drop_memory(entry)
+        self.drop_memory(frame_idx, entry)
+        self.payloads[frame_idx] = codec, payload
 
     # -- what leaves ----------------------------------------------------------------------------------------------
 
-    def drop_memory(self, entry: Entry) -> None:
-        """Leave zero tokens in place of a spatial memory, so that SAM 2 can still read the entry."""
+    def drop_memory(self, frame_idx: int, entry: Entry) -> None:
+        """Leave zero tokens in place of a frame's spatial memory, so that SAM 2 can still read the entry."""
+        self.payloads.pop(frame_idx, None)
         features = entry["maskmem_features"]
         if self._blank is None or self._blank.dtype != features.dtype:
             self._blank = features.new_empty((*features.shape[:2], 0, features.shape[3]))

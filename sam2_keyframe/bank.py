@@ -215,8 +215,6 @@ class MemoryBank:
         for frame_idx, minor in entered:
             if frame_idx in held:
                 self.store.compress(frame_idx, self.method.minor_compressor if minor else self.method.compressor)
-        for frame_idx in self.store.payloads.keys() - held:
-            del self.store.payloads[frame_idx]
 
     def _forget(self, frame_idx: int) -> None:
         self.selection.forget(frame_idx)
@@ -248,8 +246,8 @@ class MemoryBank:
                 self.store.move_masks(frame_idx, entry)
             if frame_idx in wanted:
                 continue
-            if has_memory(entry):
-                self.store.drop_memory(entry)
+            if self.store.usable(frame_idx):
+                self.store.drop_memory(frame_idx, entry)
             if not near:
                 self.store.drop_entry(frame_idx, entry)
         self.store.drop_plans(but=wanted)

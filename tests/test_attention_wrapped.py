@@ -1,4 +1,4 @@
-"""Fewer tokens and smaller memories through wrap(): counted as attended to, undone, in every kind of session."""
+"""Fewer tokens through wrap(): counted as attended to, undone, bit-identical where every token is read."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_predictor
-from sessions import SESSIONS, assert_equal, run
+from sessions import assert_equal, run
 from test_attention_official import official
+from test_compression_wrapped import PACKED, bank_of
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention import Foveated, Pool, SalientTokens, Whole
-from sam2_keyframe.compression import PCA, Chain, Downsample, Int8
+from sam2_keyframe.compression import Int8
 from sam2_keyframe.patches import attention as patch
 from sam2_keyframe.patches import sam2
 from sam2_keyframe.patches.attention import AttentionHook
-from sam2_keyframe.patches.frames import KEY
 from sam2_keyframe.plugin import ATTRIBUTE
 
-PACKED: dict[str, Any] = {
-    "gate": sk.Always(), "keep": sk.EveryNth(2), "compressor": Chain(PCA(0.25), Int8()),
-    "capacity": 3, "minor": 2, "minor_compressor": Downsample(2),
-}  # fmt: skip
-"""Keyframes that do not depend on the masks."""
 FEWER = [
     Pool(2),
     Pool(4, conditioning=True),
@@ -36,10 +31,6 @@ FEWER = [
 @pytest.fixture(scope="module")
 def model() -> Any:
     return make_predictor()
-
-
-def bank_of(state: Any, obj_idx: int = 0) -> Any:
-    return state["output_dict_per_obj"][obj_idx][KEY]
 
 
 @pytest.mark.parametrize("scheme", FEWER, ids=repr)
@@ -63,26 +54,6 @@ def test_statistics_count_the_keys_that_attention_gets(
     assert all(row.memory.tokens < row.stock.tokens for row in full)
     assert full
     assert all(masks.isfinite().all() for *_, masks in seen)
-
-
-@pytest.mark.parametrize("codec", [Int8(), PCA(0.25), Chain(PCA(0.25), Int8()), Downsample(2), sk.Offload()], ids=repr)
-def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, clip_folder: Any, clip: Any) -> None:
-    rows, saved = {}, []
-    for compressor in (sk.Identity(), codec):
-        with sk.wrap(model, "keyframe", **PACKED | {"compressor": compressor, "minor": 0}):
-            state = model.init_state(str(clip_folder))
-            model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
-            for _ in model.propagate_in_video(state):
-                bank = bank_of(state)
-                whole = bank.store._blank.shape[1] * 8 * 8 * 2 if bank.store._blank is not None else 0
-                if compressor == codec:
-                    saved.append(sum(whole - payload.nbytes for _, payload in bank.store.payloads.values()))
-                    assert len(bank.store.payloads) <= 3
-        rows[compressor] = sk.memory_stats(state)[1].rows
-    plain, packed = rows[sk.Identity()], rows[codec]
-    assert [row.attended for row in plain] == [row.attended for row in packed]
-    assert [a.memory.nbytes - b.memory.nbytes for a, b in zip(plain, packed, strict=True)] == saved[1:]
-    assert (max(saved) > 0) == (codec != sk.Offload())
 
 
 @pytest.mark.parametrize("method", ["keyframe", "stock", "window"])
@@ -114,56 +85,6 @@ def test_what_attention_knows_of_memories_leaves_with_them_and_is_counted(
     same = [(a, b, n) for a, b, n in zip(rows, whole, known[1:], strict=True) if a.attended == b.attended]
     assert len(same) > 10
     assert all(a.memory.nbytes - b.memory.nbytes == n for a, b, n in same)
-
-
-@pytest.mark.parametrize("codec", [PCA(0.4), PCA(4, basis="running"), Chain(PCA(0.25), Int8())], ids=repr)
-def test_a_second_pass_gives_the_masks_of_the_first(codec: Any, model: Any, clip: Any) -> None:
-    state = sk.init_state(model, clip.frames)
-    with sk.wrap(model, "compact", compressor=codec, minor_compressor=codec):
-        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
-        first, second = ([m.clone() for *_, m in model.propagate_in_video(state)] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_minor_frames_are_held_compressed_and_attended_to(model: Any, clip_folder: Any, clip: Any) -> None:
-    with sk.wrap(model, "keyframe", **PACKED):
-        state = run(model, "forward", clip_folder, clip)[2][0]
-        held = dict(bank_of(state).store.payloads)
-    codecs = {codec for codec, _ in held.values()}
-    assert codecs == {PACKED["compressor"], PACKED["minor_compressor"]}
-    assert set(held) <= set(sk.memory_stats(state)[1].rows[-1].attended) | {min(held)}
-
-
-@pytest.mark.parametrize("session", SESSIONS)
-def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_folder: Any, clip: Any) -> None:
-    scheme = SalientTokens(0.1) if session in ("correction", "both_ways", "offloaded_state") else Pool(2)
-
-    def bounded(part: int) -> None:
-        for bank in handle._patch.banks:
-            assert len(bank.store.payloads) <= 5 + len(bank.selection.corrected)
-
-    with sk.wrap(model, "keyframe", attend=scheme, **PACKED) as handle:
-        seen, _, states = run(model, session, clip_folder, clip, bounded)
-    assert all(masks.isfinite().all() for *_, masks in seen)
-    assert sum(stats.keyframes for state in states for stats in sk.memory_stats(state).values()) > 2
-
-
-def test_unwrap_restores_what_was_compressed(clip_folder: Any, clip: Any) -> None:
-    model = make_predictor()
-    handle = sk.wrap(model, "keyframe", attend=Pool(2), **PACKED)
-    state = run(model, "forward", clip_folder, clip)[2][0]
-    bank = bank_of(state)
-    stored = {t: codec.restore(payload) for t, (codec, payload) in bank.store.payloads.items()}
-    tracked = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
-    assert len(stored) >= 4
-    assert all(tracked[t]["maskmem_features"].shape[2] == 0 for t in stored)
-    handle.unwrap()
-    for t, features in stored.items():
-        assert torch.equal(tracked[t]["maskmem_features"], features)
-        assert tracked[t]["maskmem_pos_enc"][-1].shape[-2:] == (8, 8)
-    masks = [m.clone() for _, _, m in model.propagate_in_video(state, start_frame_idx=14, max_frame_num_to_track=4)]
-    assert all(m.isfinite().all() for m in masks)
-    assert masks[1].std() > 0
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
