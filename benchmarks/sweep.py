@@ -48,7 +48,7 @@ def combinations(
         methods: Names of methods to run as they are, after the baselines.
         base: The method that the grid varies.
         fixed: Replacements that every combination has.
-        grid: `name=value,value,...`; every combination of them is run.
+        grid: `name=value,value,...`; every combination of them is run. Without one, `base` with `fixed` alone is.
 
     Raises:
         ValueError: A part of the grid is not `name=value,...`.
@@ -60,6 +60,6 @@ def combinations(
             raise ValueError(f"{axis!r} is not name=value,value,... as in keep=0.1,0.2")
         axes.append([f"{name}={value}" for value in dict.fromkeys(split_values(values))])
     found: list[tuple[str, list[str]]] = [(name, []) for name in dict.fromkeys([*BASELINES, *methods])]
-    if axes:
+    if axes or fixed:
         found += [(base, [*fixed, *choice]) for choice in itertools.product(*axes)]
     return found

@@ -118,11 +118,13 @@ class Player:
         Raises:
             ValueError: It does.
         """
-        if self.source is not None and len(self.source) < self.recording.num_frames:
-            raise ValueError(
-                f"the video has {len(self.source)} frames, the masks {self.recording.num_frames}: give the video that "
-                "they were made on"
-            )
+        if self.source is not None:
+            more = len(self.source) - self.recording.num_frames
+            if more < 0 or (more and not self.recording.complete):
+                raise ValueError(
+                    f"the video has {len(self.source)} frames, the masks {self.recording.num_frames}: give the video "
+                    "that they were made on"
+                )
         if self.method.choice is not None:
             raise ValueError(
                 f"choice={self.method.choice!r} chooses masks, and a replay has them held fixed: run it with SAM 2"

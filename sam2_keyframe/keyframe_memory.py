@@ -109,6 +109,7 @@ class KeyframeMemory:
         if not isinstance(self.fill, bool):
             _check_kind("fill", self.fill, KeyframeFilter, "True, False or a keyframe filter such as Visible()")
         object.__setattr__(self, "keep", as_filter(self.keep))
+        _check_kind("measure", self.measure, (tuple, list), "a tuple of scorers, as in (OpticalFlow(),)")
         object.__setattr__(self, "measure", tuple(self.measure))
         _check_kind("gate", self.gate, KeyframeFilter, "a keyframe filter such as Visible() & Quality(0.5)")
         _check_kind("evict", self.evict, Evict, "an eviction rule such as Oldest()")
@@ -116,8 +117,10 @@ class KeyframeMemory:
         _check_kind("compressor", self.compressor, Compressor, "a codec such as Int8()")
         _check_kind("minor_compressor", self.minor_compressor, Compressor, "a codec such as Downsample(2)")
         _check_kind("attend", self.attend, Attend, "a token scheme such as Pool(2)")
-        for scorer in (*([] if self.scorer is None else [self.scorer]), *self.measure):
-            _check_kind("scorer", scorer, Scorer, "a scorer such as MaskIoU(), not its class")
+        if self.scorer is not None:
+            _check_kind("scorer", self.scorer, Scorer, "a scorer such as MaskIoU()")
+        for scorer in self.measure:
+            _check_kind("measure", scorer, Scorer, "a scorer such as MaskIoU()")
         if self.choice is not None:
             _check_kind("choice", self.choice, Kalman, "Kalman() or None")
         _check_choice("temporal", self.temporal, get_args(Temporal))
@@ -235,7 +238,9 @@ def _with_parts(scorers: tuple[Scorer, ...]) -> Iterator[Scorer]:
 
 
 def _check_kind(name: str, value: object, kind: Any, wanted: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, type):
+    if isinstance(value, type):
+        raise TypeError(f"{name}={value.__name__}: give {wanted}, not its class")
+    if not isinstance(value, kind):
         raise TypeError(f"{name}={value!r}: give {wanted}")
 
 

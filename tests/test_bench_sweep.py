@@ -24,6 +24,8 @@ def test_a_grid_is_every_combination_beside_the_baselines():
     assert [name for name, _ in found] == ["stock", "window", "fifo", *["keyframe"] * 6]
     assert found[3] == ("keyframe", ["recent=2", "scorer=MaskIoU()", "keep=0.1"])
     assert found[-1] == ("keyframe", ["recent=2", "scorer=None", "keep=inf"])
+    assert combinations([], "compact", ["recent=2"], [])[2:] == [("compact", ["recent=2"])]
+    assert len(combinations([], "compact", [], [])) == 2
 
 
 def test_values():

@@ -121,6 +121,12 @@ def test_what_masks_alone_cannot_tell_is_refused(choices: dict[str, Any], words:
         replay(None, masks, **choices)
 
 
+@pytest.mark.parametrize("frames", [3, 7])
+def test_masks_of_another_video_are_refused(frames: int) -> None:
+    with pytest.raises(ValueError, match=f"the video has {frames} frames, the masks 5"):
+        replay(np.zeros((frames, 8, 8, 3), np.uint8), np.ones((5, 8, 8), int))
+
+
 @pytest.mark.parametrize(
     ("masks", "words"),
     [
