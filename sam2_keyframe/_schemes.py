@@ -123,17 +123,33 @@ class Foveated:
         if mask is None:
             raise ValueError(f"{self!r} needs the mask of every memory: pass its pred_masks")
         rows, columns = grid[0] // self.size, grid[1] // self.size
-        covered = F.adaptive_avg_pool2d((mask > 0).float(), (rows, columns))
-        near = covered
-        for _ in range(3):
-            near = F.avg_pool2d(near, 3, stride=1, padding=1)
+        covered = F.adaptive_avg_pool2d((mask > 0).float(), (rows, columns))[:, 0]
         count = min(max(1, round(self.share * rows * columns)), rows * columns - 1)
-        order = (covered + near).flatten(1).argsort(dim=1, descending=True, stable=True)
+        order = _distance(covered).argsort(dim=1, stable=True)
         fine = order[:, :count, None, None]
         inside = torch.arange(self.size, device=order.device)
         y = fine // columns * self.size + inside[:, None]
         x = fine % columns * self.size + inside
         return Part(1, (y * grid[1] + x).flatten(1)), Part(self.size, order[:, count:])
+
+
+def _distance(covered: Tensor) -> Tensor:
+    """Return how far each window is from the object, in windows, as (B, n); below 0 those that hold some of it.
+
+    Of windows equally far, those that are nearer to all of it come first; without an object, those in the middle.
+
+    Args:
+        covered: (B, rows, columns) share of the object in each window.
+    """
+    rows, columns = (torch.arange(side, device=covered.device) for side in covered.shape[1:])
+    places = torch.cartesian_prod(rows, columns).float()
+    apart = (places[:, None] - places).square().sum(2).sqrt()
+    covered = covered.flatten(1)
+    there = covered.amax(1, keepdim=True) > 0
+    nearest = apart.masked_fill(covered[:, None] == 0, float("inf")).amin(2)
+    weight = torch.where(there, covered, 1.0)
+    mean = (weight[:, None] * apart).sum(2) / weight.sum(1, keepdim=True)
+    return torch.where(covered > 0, -covered, torch.where(there, nearest, 0.0) + 1e-3 * mean)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sam2_keyframe import attention
@@ -174,6 +175,26 @@ def test_fovea_lies_on_the_object_and_its_size_does_not_depend_on_it():
     shapes.add(tuple(part.index.shape for part in scheme.plan(grid, torch.full((1, 1, 64, 64), -1024.0))))
     shapes.add(tuple(part.index.shape for part in scheme.plan(grid, torch.full((1, 1, 64, 64), 9.0))))
     assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.8])
+def test_the_fovea_is_the_object_and_then_what_is_nearest_to_it(share):
+    """At 1024 px, where most of the frame may be far from the object: no window stays whole before a nearer one."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        mask = torch.full((1, 1, 64, 64), -9.0)
+        for _ in range(2):  # a large piece and a small one
+            y, x, side = (int(torch.randint(1, most, (), generator=draw)) for most in (56, 56, 9))
+            mask[..., y : y + side, x : x + side] = 9.0
+        fine, coarse = Foveated(share, 4).plan((64, 64), mask)
+        whole = torch.ones(256, dtype=torch.bool).index_fill(0, coarse.index[0], False).view(16, 16)
+        assert fine.index.shape[1] == 16 * whole.sum()
+        empty = (mask < 0).view(16, 4, 16, 4).permute(0, 2, 1, 3).flatten(2).all(2)
+        away = torch.from_numpy(distance_transform_edt(empty.numpy()))
+        assert away[whole].max() <= away[~whole].min() + 1e-6
+    nothing = Foveated(share, 4).plan((64, 64), torch.full((1, 1, 64, 64), -9.0))[0].index
+    assert abs((nothing // 64).float().mean() - 32) < 3  # in the middle
+    assert abs((nothing % 64).float().mean() - 32) < 3
 
 
 def test_tokens_of_the_named_schemes_at_1024_px():
