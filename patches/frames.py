@@ -37,7 +37,7 @@ class Frames:
 
     def __init__(self, predictor: Any) -> None:
         self.predictor = predictor
-        self._phases: dict[tuple[int, int], Tensor] = {}
+        self._phases: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def shared(self, state: MutableMapping[str, Any], frame_idx: int) -> tuple[FrameMemo, Tensor]:
         """Return what the scorers of all objects share on a frame, and its image features."""
@@ -46,6 +46,12 @@ class Frames:
         if known is None or known[0] is not image:
             state[KEY] = known = image, FrameMemo(functools.partial(scoring_image, image))
         return known[1], backbone["backbone_fpn"][-1]
+
+    def prompt(self, state: MutableMapping[str, Any], frame_idx: int) -> tuple[FrameMemo, Tensor]:
+        """Return the same of a prompted frame, its pixels at scoring resolution alone: many may wait for each other."""
+        memo, image_embed = self.shared(state, frame_idx)
+        image = memo.image
+        return FrameMemo(lambda: image), image_embed
 
     def tracked(
         self,
@@ -103,14 +109,15 @@ class Frames:
         self-attention, the temporal code and the layers after (sam2/modeling/memory_attention.py).
         """
         layer = self.predictor.memory_attention.layers[0]
-        cross, grid = layer.cross_attn_image, (image_embed.shape[-2], image_embed.shape[-1])
-        if grid not in self._phases:
+        cross, device = layer.cross_attn_image, image_embed.device
+        height, width = image_embed.shape[-2:]
+        if (height, width, device) not in self._phases:
             theta = cross.compute_cis.keywords["theta"]
-            phases = rotary_phases(grid, 1, cross.internal_dim // cross.num_heads, theta, image_embed.device)
-            self._phases[grid] = phases[None]
-        phases = self._phases[grid]
+            phases = rotary_phases((height, width), 1, cross.internal_dim // cross.num_heads, theta, device)
+            self._phases[height, width, device] = phases[None]
+        phases = self._phases[height, width, device]
         queries, index = foreground_queries(image_embed.float(), masks)
-        memory = torch.cat([features.to(image_embed.device).float() for features in memories]) + encoding[-1].float()
+        memory = torch.cat([features.to(device).float() for features in memories]) + encoding[-1].float()
         dtype = cross.q_proj.weight.dtype
         query = cross.q_proj(layer.norm2(queries.to(dtype)))[None, None]
         key = cross.k_proj(memory.to(dtype).flatten(2).transpose(1, 2))[:, None]

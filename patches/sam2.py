@@ -26,6 +26,7 @@ from sam2_keyframe.patches.view import (
     allowed_prompts,
     beside_prompts,
     closest,
+    come_upon,
     frames_attended,
     memory_view,
     pointers_read,
@@ -111,6 +112,7 @@ class Sam2Patch:
         self._wrapping.wrap("_run_single_frame_inference", self._write)
         self._wrapping.wrap("propagate_in_video_preflight", self._preflight)
         self._wrapping.wrap("clear_all_prompts_in_frame", self._clear_prompts)
+        self._wrapping.put("__deepcopy__", _refuse_copying)
         self._supply_clearing()
         if self.method.observes:
             self._wrapping.wrap("_run_memory_encoder", self._encode_prompt)
@@ -177,32 +179,34 @@ class Sam2Patch:
         bank = self._bank(None, output_dict)
         memories, pointers = bank.memories(cond, moment, len(read), embed, tracking=self._step is not None)
         view, anchors = memory_view(memories, pointers, prompts, non_cond, moment, self.predictor.maskmem_tpos_enc)
-        tokens = (len(read) + len(memories)) * call["feat_sizes"][-1][0] * call["feat_sizes"][-1][1]
+        others, pointing = come_upon(prompts, read, view["non_cond_frame_outputs"], moment)
+        height, width = call["feat_sizes"][-1]
+        tokens = (len(read) + len(others) + len(memories)) * height * width
         with self._anchors_allowed(anchors, read, view):
             shown = {**call, "output_dict": view}
             if self._attention is None:
                 result = original(**shown)
             else:
                 selected = list(view["cond_frame_outputs"]) if anchors else read
-                attend, grid, plans = self.method.attend, call["feat_sizes"][-1], bank.store.plans
-                layout = read_layout(attend, view, selected, memories, moment, grid, plans, self.predictor.device)
+                attend, grid, device = self.method.attend, (height, width), self.predictor.device
+                layout = read_layout(attend, view, selected, memories, moment, grid, bank.store.plans, device)
                 tokens = layout.tokens
                 with self._attention.layout(layout):
                     result = original(**shown)
-        self._note(cond, read, memories, pointers, moment, tokens)
+        if self._step is not None:
+            self._step.attended = frames_attended([*read, *others], memories)
+            self._step.tokens = tokens + self._pointer_tokens(cond, [*read, *pointing], memories, pointers, moment)
         return result
 
-    def _note(
-        self, cond: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment, tokens: int
-    ) -> None:
-        """Record what is attended to: spatial and pointer tokens, as SAM 2 concatenates them."""
-        model, step = self.predictor, self._step
-        if step is None:
-            return
-        step.attended, step.tokens = frames_attended(read, memories), tokens
-        if model.use_obj_ptrs_in_encoder and cond:
-            count = pointers_read(read, memories, pointers, moment, model.only_obj_ptrs_in_the_past_for_eval)
-            step.tokens += count * pointer_tokens(next(iter(cond.values())))
+    def _pointer_tokens(
+        self, cond: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment
+    ) -> int:
+        """Return the tokens of pointers that are attended to, as SAM 2 concatenates them."""
+        model = self.predictor
+        if not model.use_obj_ptrs_in_encoder or not cond:
+            return 0
+        count = pointers_read(read, memories, pointers, moment, model.only_obj_ptrs_in_the_past_for_eval)
+        return count * pointer_tokens(next(iter(cond.values())))
 
     @contextmanager
     def _anchors_allowed(self, anchors: int, read: list[int], view: dict[str, Any]) -> Iterator[None]:
@@ -244,7 +248,8 @@ class Sam2Patch:
             frame.measured.update(step.measured)
         bank.observe(entry, frame, moment, cond)
         bank.trim(moment.then())
-        bank.account(cond, moment, step.attended, step.tokens, 1000 * (time.perf_counter() - start))
+        alone, taken = closest(frame_idx, cond, self.predictor.max_cond_frames_in_attn), time.perf_counter() - start
+        bank.account(cond, alone, moment, step.attended, step.tokens, 1000 * taken)
         return entry, masks
 
     def _encode(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
@@ -271,7 +276,8 @@ class Sam2Patch:
         visible = torch.where(score[..., None, None] > 0, masks, -1.0)
         ranking, step.measured["kalman_overlap"] = step.track.choose(visible, ious)
         step.measured["predicted_iou"] = ious[0].gather(0, ranking[0].argmax()[None])[0]
-        return masks, ranking.to(ious.dtype), tokens, score  # SAM 2 takes the mask and the pointer of the highest
+        # SAM 2 takes the mask and the pointer of the highest; in float32 no two are rounded to one.
+        return masks, ranking, tokens, score
 
     def _preflight(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take in prompts and corrections, which SAM 2 encodes here and nowhere else."""
@@ -303,7 +309,7 @@ class Sam2Patch:
         result = original(**call)
         frame_idx, state = call["frame_idx"], call["inference_state"]
         if frame_idx not in self._prompt_memos:
-            self._prompt_memos[frame_idx] = self._frames.shared(state, frame_idx)
+            self._prompt_memos[frame_idx] = self._frames.prompt(state, frame_idx)
         return result
 
     def _clear_prompts(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
@@ -318,3 +324,9 @@ class Sam2Patch:
         if was_prompt or frame_idx in bank.selection.corrected:
             bank.taken_back(frame_idx, entry)
         return result
+
+
+def _refuse_copying(memo: Any) -> Any:
+    raise RuntimeError(
+        "a wrapped predictor cannot be copied, as its copy would run the original: copy it after sam2_keyframe.unwrap()"
+    )

@@ -124,6 +124,25 @@ def beside_prompts(view: dict[str, Entries], anchors: int, read: Sequence[int]) 
     view["cond_frame_outputs"] = {**{t: prompts[t] for t in read}, **dict(shown[-anchors:])}
 
 
+def come_upon(
+    prompts: Mapping[int, Any], read: Sequence[int], shown: Mapping[int, Any], moment: Moment
+) -> tuple[list[int], list[int]]:
+    """Return the prompted frames beyond those attended to as such whose memories, and whose pointers, SAM 2 reads.
+
+    Where it may attend to no more of them, it looks for the others among the tracked frames.
+
+    Args:
+        prompts: Prompted frames.
+        read: Those that it attends to as such.
+        shown: The tracked frames that it is shown, by index; what is there hides a prompted frame.
+        moment: The frame being tracked.
+    """
+    others = [t for t in prompts if t not in read and t not in shown]
+    slots = {moment.slot(code) for code in range(moment.slots)}
+    near = {moment.near(distance) for distance in range(1, moment.pointers + 1)}
+    return [t for t in others if t in slots], [t for t in others if t in near]
+
+
 def pointers_read(
     read: Sequence[int], memories: Sequence[Memory], pointers: Mapping[int, int], moment: Moment, past_only: bool
 ) -> int:

@@ -26,6 +26,7 @@ from sam2_keyframe.patches.view import (
     allowed_prompts,
     beside_prompts,
     closest,
+    come_upon,
     frames_attended,
     memory_view,
     pointers_read,
@@ -196,29 +197,31 @@ class Player:
         prompts = allowed_prompts(cond, self.method.conditioning, moment)
         read = closest(step.frame_idx, prompts, self.geometry.prompts)
         memories, pointers = bank.memories(cond, moment, len(read))
-        tokens = self._spatial(thing, prompts, read, memories, pointers, moment)
+        view, anchors = memory_view(memories, pointers, prompts, thing.non_cond, moment, self._tpos)
+        others, pointing = come_upon(prompts, read, view["non_cond_frame_outputs"], moment)
+        tokens = (len(read) + len(others) + len(memories)) * self.geometry.memory_side**2
+        if self.method.attend != Whole():
+            tokens = self._fewer(thing, view, anchors, read, memories, moment)
         if cond:
-            count = pointers_read(read, memories, pointers, moment, self.geometry.past_pointers_only)
+            count = pointers_read([*read, *pointing], memories, pointers, moment, self.geometry.past_pointers_only)
             tokens += count * pointer_tokens(self._entry)
         thing.held.append(sorted(bank.selection.held()))
         entry = self._output()
         bank.observe(entry, self._frame(step) if self.method.observes else None, moment, cond)
         bank.trim(moment.then())
-        bank.account(cond, moment, frames_attended(read, memories), tokens, math.nan)
+        alone = closest(step.frame_idx, cond, self.geometry.prompts)
+        bank.account(cond, alone, moment, frames_attended([*read, *others], memories), tokens, math.nan)
         thing.non_cond[step.frame_idx] = entry
 
     def _output(self) -> dict[str, Any]:
         """Return a frame's stored output, its features told from other frames'."""
         return {**self._entry, "maskmem_features": self._entry["maskmem_features"].detach()}
 
-    def _spatial(
-        self, thing: Thing, prompts: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment
+    def _fewer(
+        self, thing: Thing, view: Any, anchors: int, read: list[int], memories: list[Memory], moment: Moment
     ) -> int:
-        """Return how many spatial tokens are attended to."""
+        """Return how many spatial tokens are attended to under a token scheme."""
         grid, attend = (self.geometry.memory_side,) * 2, self.method.attend
-        if attend == Whole():
-            return (len(read) + len(memories)) * grid[0] * grid[1]
-        view, anchors = memory_view(memories, pointers, prompts, thing.non_cond, moment, self._tpos)
         if anchors:
             beside_prompts(view, anchors, read)
         selected = list(view["cond_frame_outputs"]) if anchors else read

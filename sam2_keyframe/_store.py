@@ -108,7 +108,10 @@ class Store:
         entry = self.entries[frame_idx]
         # From the last memory still held PCA goes on; a basis kept apart would outlive a pass over the video.
         known = (payload for other, payload in reversed(self.payloads.values()) if other == codec)
-        payload = codec.compress(entry["maskmem_features"], next(known, None))
+        features = entry["maskmem_features"]
+        if features.device.type == "cpu" and entry["obj_ptr"].is_cuda:  # SAM 2's copy to the CPU may be under way
+            torch.cuda.current_stream(entry["obj_ptr"].device).synchronize()
+        payload = codec.compress(features, next(known, None))
         self._encoding = entry["maskmem_pos_enc"]
         self.drop_memory(frame_idx, entry)
         self.payloads[frame_idx] = codec, payload
@@ -151,8 +154,8 @@ class Store:
             entry[key] = entry[key].to("cpu", non_blocking=True)
 
     def drop_plans(self, but: Collection[int]) -> None:
-        """Forget which tokens are attended to, but of some frames and of prompted ones, which the host keeps apart."""
-        self.plans = {idx: plan for idx, plan in self.plans.items() if idx in but or idx not in self.non_cond}
+        """Forget which tokens are attended to, but of some frames."""
+        self.plans = {idx: plan for idx, plan in self.plans.items() if idx in but}
 
     def release(self, device: torch.device) -> None:
         """Give SAM 2 what it can read by itself: memories restored, pointers of past frames back on the device."""

@@ -6,7 +6,7 @@ checks the store against the host before every read, and lets go what the method
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from functools import partial
 
 import torch
@@ -90,6 +90,7 @@ class MemoryBank:
         self.fresh = None
         for frame_idx in self.store.replaced():
             self._forget(frame_idx)
+        self.store.drop_plans(but={*cond, *self.non_cond})
         prompts = self.selection.prompts
         self.selection.prompts = {idx: reference for idx, reference in prompts.items() if idx in cond}
 
@@ -250,19 +251,25 @@ class MemoryBank:
                 self.store.drop_memory(frame_idx, entry)
             if not near:
                 self.store.drop_entry(frame_idx, entry)
-        self.store.drop_plans(but=wanted)
+        self.store.drop_plans(but=wanted | (self.store.plans.keys() - self.non_cond.keys()))  # prompts, which stay
         self.selection.trim(moment)
 
     # -- what it takes ------------------------------------------------------------------------------------------
 
     def account(
-        self, cond: Mapping[int, Entry], moment: Moment, attended: tuple[int, ...], tokens: int, milliseconds: float
+        self,
+        cond: Mapping[int, Entry],
+        read: Collection[int],
+        moment: Moment,
+        attended: tuple[int, ...],
+        tokens: int,
+        milliseconds: float,
     ) -> None:
-        """Add the row of the frame just tracked to the statistics."""
+        """Add the row of the frame just tracked to the statistics; of `cond`, SAM 2 alone would have read `read`."""
         entry, device = self.store.entries[moment.frame_idx], self.store.entries[moment.frame_idx]["obj_ptr"].device
         first, last = self.span or (moment.frame_idx, moment.frame_idx)
         first, last = self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
-        stock, window = baselines(entry, self.span, cond, moment)
+        stock, window = baselines(entry, self.span, cond, read, moment)
         stored = len(self.non_cond) + (moment.frame_idx not in self.non_cond)  # the host has yet to store this one
         nbytes, host_nbytes = (sum(entry_nbytes(e, device, host) for e in cond.values()) for host in (False, True))
         if self.method.retain == "all":

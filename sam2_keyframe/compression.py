@@ -9,6 +9,7 @@ SAM 2 stores a memory as bfloat16: (1, 64, 64, 64) at 1024 px is 512 KiB.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -247,8 +248,9 @@ class Chain(Codec):
     """Codecs one after another: each compresses the data of the one before, e.g. `Chain(PCA(16), Int8())`.
 
     Raises:
-        ValueError: No codec is given.
-        TypeError: Something else than a codec is.
+        ValueError: No codec is given, or one cannot take what the one before it leaves: after `Int8`, whole numbers;
+            after `Offload`, a copy that may still be under way.
+        TypeError: Something else than a codec is given.
     """
 
     codecs: tuple[Codec, ...]
@@ -258,6 +260,10 @@ class Chain(Codec):
             raise ValueError("Chain() holds no codec; use Identity()")
         if not all(isinstance(codec, Codec) for codec in codecs):
             raise TypeError(f"Chain{codecs!r}: give codecs one after another, as in Chain(PCA(16), Int8())")
+        codecs = tuple(part for codec in codecs for part in (codec.codecs if isinstance(codec, Chain) else (codec,)))
+        for codec, after in itertools.pairwise(codecs):
+            if isinstance(codec, Offload) or (isinstance(codec, Int8) and not after._any_dtype):
+                raise ValueError(f"{after!r} cannot take what {codec!r} leaves: put {codec!r} last in Chain{codecs!r}")
         object.__setattr__(self, "codecs", codecs)
 
     def __repr__(self) -> str:

@@ -79,11 +79,20 @@ class Selection(Holdings):
         self.last = moment
         prompts = [idx for idx in self.prompts if moment.past(idx)]
         newest = min(prompts, key=moment.distance, default=None)
-        reference = self.history.keyframe
-        if newest is not None and (reference is None or moment.distance(newest) < moment.distance(reference.frame_idx)):
-            self.history.keyframe = self.prompts[newest]
-            if self.history.previous is None or not moment.past(self.history.previous.frame_idx):
+        if newest is not None:
+            if not self._overtaken(newest, self.history.keyframe):
+                self.history.keyframe = self.prompts[newest]
+            if not self._overtaken(newest, self.history.previous):
                 self.history.previous = self.prompts[newest]
+
+    def _overtaken(self, frame_idx: int, known: Reference | None) -> bool:
+        """Return whether a frame that is known lies between another and where tracking stands.
+
+        A frame is decided while the next one is tracked, by when a prompt in between is known.
+        """
+        if known is None or self.last is None or not self.last.past(known.frame_idx):
+            return False
+        return self.last.distance(known.frame_idx) < self.last.distance(frame_idx)
 
     def restarts(self, moment: Moment) -> bool:
         """Return whether tracking at `moment` does not carry on from the last frame."""
@@ -165,7 +174,9 @@ class Selection(Holdings):
         filled = isinstance(self.method.fill, KeyframeFilter) and self.method.fill.accept(record, past)
         self.buffer.used(record.similarity)
         past.append(record)  # type: ignore[attr-defined]
-        before, self.history.previous = self.history.previous, pending.reference
+        before = self.history.previous
+        if not self._overtaken(frame_idx, before):
+            self.history.previous = pending.reference
         if filled and self.last is not None:
             self.slide(frame_idx, self.last.slots)
         if decision.kept and self.method.keep_before:
@@ -187,6 +198,7 @@ class Selection(Holdings):
                 return
             if decision.trusted and self.usable(idx):
                 decision.kept = True
+                self.minor.discard(idx)
                 self._hold(record, self.buffer, reference if reference and reference.frame_idx == idx else None)
                 return
 
@@ -200,7 +212,7 @@ class Selection(Holdings):
     def accept(self, record: FrameRecord, reference: Reference | None) -> None:
         """Make a frame a keyframe: later ones are compared with it."""
         self.last_key = record.frame_idx
-        if reference is not None:
+        if reference is not None and not self._overtaken(record.frame_idx, self.history.keyframe):
             self.history.keyframe = reference
         self._hold(record, self.buffer, reference)
 

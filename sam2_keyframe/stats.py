@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,23 +101,28 @@ class MemoryStats:
 
 
 def baselines(
-    entry: Mapping[str, Any], span: tuple[int, int], cond: Mapping[int, Mapping[str, Any]], moment: Moment
+    entry: Mapping[str, Any],
+    span: tuple[int, int],
+    cond: Mapping[int, Mapping[str, Any]],
+    read: Collection[int],
+    moment: Moment,
 ) -> tuple[Occupancy, Occupancy]:
     """Return what SAM 2 alone and the lossless window would take after tracking the frames of `span`, both included.
 
     By arithmetic from the size of a stored frame: SAM 2 keeps every entry; the window keeps spatial memory and mask
-    logits of the frames that will be read and the pointers of SAM 2's pointer window.
+    logits of the frames that will be read and the pointers of SAM 2's pointer window. Of the prompted frames `cond`, it
+    attends to those in `read` as such and comes upon others among the tracked ones.
     """
     first, last = span
     device = entry["obj_ptr"].device
 
-    def tracked_at(frame_idx: int) -> bool:
-        return first <= frame_idx <= last and frame_idx not in cond
+    def found(frame_idx: int) -> bool:
+        return frame_idx not in read and (frame_idx in cond or first <= frame_idx <= last)
 
     tracked = last - first + 1 - sum(first <= frame_idx <= last for frame_idx in cond)
-    spatial = sum(tracked_at(moment.slot(code)) for code in range(moment.slots)) + len(cond)
-    pointers = sum(tracked_at(moment.near(d)) for d in range(1, moment.pointers + 1))
-    pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in cond)
+    spatial = sum(found(moment.slot(code)) for code in range(moment.slots)) + len(read)
+    pointers = sum(found(moment.near(d)) for d in range(1, moment.pointers + 1))
+    pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in read)
     tokens = spatial * entry["maskmem_features"].shape[-2:].numel() + pointers * pointer_tokens(entry)
     whole, prompts = entry_nbytes(entry, device), sum(entry_nbytes(e, device) for e in cond.values())
     small = entry_nbytes({k: entry[k] for k in ("obj_ptr", "object_score_logits")}, device)

@@ -154,6 +154,33 @@ def test_scenes_keep_the_frame_before(predictor: Any, clip_folder: Any, clip: An
     assert {6, 7, 14, 15} <= set(row.attended)
 
 
+@pytest.mark.parametrize("evict", [sk.Oldest(), sk.MostRedundant()], ids=repr)
+def test_a_frame_kept_before_a_keyframe_is_no_minor_one_any_more(
+    evict: Any, predictor: Any, clip_folder: Any, clip: Any
+) -> None:
+    method = {"keep": sk.EveryNth(3), "keep_before": True, "gate": sk.Always(), "capacity": 3, "minor": 2}
+    with sk.wrap(predictor, "keyframe", evict=evict, fill=False, **method):
+        state = _state(predictor, clip_folder, clip)
+        held = state["output_dict_per_obj"][0][KEY].selection.held()
+        assert len(held) == len(set(held)) > 3
+    for row in sk.memory_stats(state)[1].rows:
+        assert len(row.attended) == len(set(row.attended))
+
+
+def test_ranks_that_bfloat16_cannot_tell_apart_are_told_apart(
+    predictor: Any, clip_folder: Any, clip: Any, monkeypatch: Any
+) -> None:
+    seen = {}
+    for name, ranks in (("near", [0.7002, 0.6698, 0.7008]), ("far", [0.0, 0.0, 1.0]), ("other", [1.0, 0.0, 0.0])):
+        ranking = torch.tensor([ranks])
+        monkeypatch.setattr(Track, "choose", lambda *given, ranking=ranking: (ranking, torch.zeros(())))
+        with sk.wrap(predictor, "samurai", kalman=True), torch.autocast("cpu", torch.bfloat16):
+            seen[name] = run(predictor, "forward", clip_folder, clip)
+    assert_equal(seen["near"], seen["far"])
+    with pytest.raises(AssertionError, match="differ"):
+        assert_equal(seen["near"], seen["other"])
+
+
 def test_consolidated_memories_are_weighted_means(predictor: Any) -> None:
     held = LongTerm(1)
     values = [(float(i), weight) for i, weight in enumerate((2.0, 0.0, 1.0, 4.0, 0.5, 3.0, 1.0))]

@@ -275,7 +275,9 @@ def test_refuses_what_it_cannot_compress(codec):
         (lambda: Prune("x"), "keep='x'"),
         (lambda: Prune(True), "keep=True"),
         (lambda: Chain(), "Identity"),
-        (lambda: Chain(Int8(), PCA(4)).compress(torch.randn(1, 8, 4, 4)), r"PCA\(rank=4.*int8"),
+        (lambda: Chain(Int8(), PCA(4)), r"PCA\(rank=4.*cannot take what Int8\(\) leaves"),
+        (lambda: Chain(Chain(PCA(4), Offload()), Int8()), r"Int8\(\) cannot take what Offload\(\) leaves"),
+        (lambda: PCA(4).compress(torch.ones(1, 8, 4, 4, dtype=torch.int8)), r"PCA\(rank=4.*int8"),
         (lambda: Int8().restore(Chain(PCA(2), Int8()).compress(torch.randn(1, 8, 4, 4)).links[0]), "Chain"),
     ],
 )

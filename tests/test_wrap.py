@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -142,6 +143,14 @@ def test_the_handle_prints_what_runs(predictor: Any, clip_folder: Any, clip: Any
     now, stock = (float(part.split()[-2]) for part in text.split("MiB")[:2] for part in [part + "MiB"])
     assert 0 < now < stock
     assert states
+
+
+def test_a_wrapped_predictor_is_not_copied(predictor: Any) -> None:
+    """Its copy would run the original."""
+    with sk.wrap(predictor), pytest.raises(RuntimeError, match="would run the original"):
+        copy.deepcopy(predictor)
+    assert "__deepcopy__" not in vars(predictor)
+    assert vars(copy.deepcopy(predictor)).keys() == vars(predictor).keys()
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,9 @@ class OpticalFlow:
 
     def _direction(self, frame: TrackedFrame, history: History) -> Tensor:
         """Return the change of the mean motion's direction since the reference."""
-        found = flow_since(frame, history.previous, self.region)
-        if found is None:
+        previous = history.previous
+        found = flow_since(frame, previous, self.region)
+        if found is None or previous is None:
             return frame.unknown()
         flow, region = found
 
@@ -114,8 +115,9 @@ class OpticalFlow:
             mean = torch.stack([mean_over(plane, region) for plane in flow])
             return mean * (mean.square().sum() > 0.25**2)
 
-        key = f"{self.region}/motion"
-        now = (frame if self.region == "object" else frame.shared).describe(key, mean_motion)
+        key, seen = f"{self.region}/motion", frame if self.region == "object" else frame.shared
+        # Shared by objects whose last frame is the same: one that was just prompted has another.
+        now = frame.describe(key, lambda: seen.once(f"{key}/{previous.frame_idx}", mean_motion))
         reference = earlier(history, self.reference)
         before = reference.get(key) if reference else None
         # A prompted frame has no motion of its own; the first motion after it is a start from rest.
