@@ -1,6 +1,7 @@
 """What `track` writes, as frames come: masks as DAVIS palette PNGs, a video that browsers play, a table.
 
-A folder is written beside its place and moved there when it is whole, so that nothing half-written is left behind.
+Results are written into a hidden folder of their place and moved out of it when they are whole, so that nothing
+half-written is left behind.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,39 +25,50 @@ from sam2_keyframe._draw import Pixels, need
 from sam2_keyframe.stats import FrameStats
 
 TABLE = "frames.csv"
+WORK, LOCK = ".sam2-keyframe.unfinished", "lock"
 OCCUPANCY = [f"{who}{what}" for who in ("", "stock_", "window_") for what in ("frames", "bytes", "tokens")]
 COLUMNS = ["frame", "object", "prompted", "significance", "keyframe", "evicted", "attended"]
 
 
 @contextmanager
 def new_folder(place: Path, ours: Sequence[str]) -> Iterator[Path]:
-    """Give a folder to write in; it takes its place at the end, and is removed when an error comes through.
+    """Give a folder to write in, to one process at a time; what it wrote takes its place when no error comes through.
 
     Args:
-        place: Where the folder will be. An earlier run's results there are replaced, anything else is refused.
+        place: Where the results will be. An earlier run's are replaced at the end, anything else is refused.
         ours: Names that a run writes.
 
     Raises:
-        ValueError: The place cannot be written, or holds something else.
+        ValueError: The place cannot be written, holds something else, or another process is writing it.
     """
     check_place(place, ours)
     place = place.absolute()
-    work = place.parent / f".{place.name}.unfinished"
-    missing = [folder for folder in place.parents if not folder.exists()]
+    work, missing = place / WORK, [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / LOCK).open("w")
     except OSError as error:
-        _remove(work, missing)
+        _remove(missing)
         raise ValueError(f"--out {place}: cannot be written ({error.strerror}); choose another folder") from None
-    try:
-        yield work
-        if place.exists():
-            shutil.rmtree(place)
-        work.rename(place)
-    except BaseException:
-        _remove(work, missing)
-        raise
+    with lock:
+        if not _locked(lock):
+            raise ValueError(f"--out {place}: another process is writing there; wait for it or choose another folder")
+        try:
+            for left in work.iterdir():  # by a process that was killed
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK:
+                    left.unlink()
+            earlier = work / "earlier"
+            earlier.mkdir()
+            yield work
+            for name in ours:
+                for found, wanted in ((place / name, earlier / name), (work / name, place / name)):
+                    if found.exists():
+                        found.rename(wanted)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            _remove(missing)
 
 
 def check_place(place: Path, ours: Sequence[str]) -> None:
@@ -68,7 +80,7 @@ def check_place(place: Path, ours: Sequence[str]) -> None:
     try:
         if not place.exists():
             return
-        held = sorted(path.name for path in place.iterdir())
+        held = sorted(path.name for path in place.iterdir() if path.name != WORK)
     except OSError as error:
         raise ValueError(f"--out {place}: cannot be written ({error.strerror}); choose another folder") from None
     foreign = [name for name in held if name not in ours]
@@ -77,8 +89,21 @@ def check_place(place: Path, ours: Sequence[str]) -> None:
         raise ValueError(f"--out {place}: holds other files ({names}); choose a new or an empty folder")
 
 
-def _remove(work: Path, missing: Sequence[Path]) -> None:
-    shutil.rmtree(work, ignore_errors=True)
+def _locked(file: IO[str]) -> bool:
+    """Lock an open file, where the system can; False when another process has it, or had it and took it away."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except (ImportError, OSError):  # Windows; a file system without locks
+        return True
+
+
+def _remove(missing: Sequence[Path]) -> None:
+    """Remove those of the folders made here, inner ones first, that hold nothing."""
     for folder in missing:
         with suppress(OSError):
             folder.rmdir()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sam2_keyframe._decode import folder_images
 from sam2_keyframe._draw import need
 from sam2_keyframe._options import parse_set
-from sam2_keyframe._output import check_place, new_folder, write_png
+from sam2_keyframe._output import new_folder, write_png
 from sam2_keyframe._recording import RECORDING
 from sam2_keyframe.methods import METHODS, make_method
 from sam2_keyframe.stats import MIB
@@ -47,12 +47,11 @@ def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
 
     start = time.perf_counter()
     method = make_method(options.method, **parse_set(options.set))
-    check_place(options.out, OUTPUTS)
-    recorded = options.masks / RECORDING if (options.masks / RECORDING).is_file() else options.masks
-    masks = read_masks(recorded) if recorded.is_dir() else Recording.load(recorded)
-    with FrameSource(options.source) as source:
-        result = replay(source, masks, method)
     with new_folder(options.out, OUTPUTS) as folder:
+        recorded = options.masks / RECORDING if (options.masks / RECORDING).is_file() else options.masks
+        masks = read_masks(recorded) if recorded.is_dir() else Recording.load(recorded)
+        with FrameSource(options.source) as source:
+            result = replay(source, masks, method)
         _write_table(folder / "timeline.csv", result.timeline())
         (folder / "summary.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
         if any(each.rows for each in result.stats.values()):
@@ -60,7 +59,8 @@ def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
             write_png(folder / "timeline.png", viz.timeline(result.stats, keep=method.keep, title=title))
     frames = sum(each.frames for each in result.stats.values())
     say(
-        f"replayed {frames} frames of {len(result.stats)} objects in {time.perf_counter() - start:.1f} s, without SAM 2"
+        f"replayed {frames} frames of {len(result.stats)} object{'s' * (len(result.stats) != 1)} in "
+        f"{time.perf_counter() - start:.1f} s, without SAM 2"
     )
     say("object  keyframes    memories (SAM 2 alone)     MiB (SAM 2 alone)     tokens a frame")
     for obj_id, each in result.stats.items():

@@ -114,7 +114,7 @@ def track(
                 write_mask(folder / "masks" / f"{t:05d}.png", labels)
                 for obj_id, row in rows.items():
                     table.add(t, obj_id, row)
-                caption = _caption(name, t, rows)
+                caption = _caption(name, t, rows, report.stats)
                 video.add(np.asarray(viz.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp)))
                 report.frames += 1
                 progress(report.frames, len(source) - first)
@@ -242,12 +242,13 @@ def _row(stats: MemoryStats | None, frame_idx: int) -> FrameStats | None:
     return last if last is not None and last.frame_idx == frame_idx else None
 
 
-def _caption(name: str, frame_idx: int, rows: Mapping[int, FrameStats | None]) -> str:
-    """Return the line over a frame; `rows` by object, None where it was prompted."""
+def _caption(name: str, frame_idx: int, rows: Mapping[int, FrameStats | None], stats: Mapping[int, MemoryStats]) -> str:
+    """Return the line over a frame; `rows` by object, None where it was prompted, and so holds what it held before."""
     known = {obj_id: row for obj_id, row in rows.items() if row is not None}
     if not known:
         return f"{name}  frame {frame_idx}  prompted"
-    held, nbytes = (sum(getattr(row.memory, what) for row in known.values()) for what in ("frames", "nbytes"))
+    last = [each.last.memory for each in stats.values() if each.last is not None]
+    held, nbytes = (sum(getattr(memory, what) for memory in last) for what in ("frames", "nbytes"))
     marked = [str(obj_id) for obj_id, row in known.items() if row.keyframe]
     mark = f"  KEYFRAME of {', '.join(marked)}" if marked else ""
     return f"{name}  frame {frame_idx}  {held} memories, {nbytes / MIB:.1f} MiB{mark}"

@@ -106,25 +106,24 @@ def _track(options: argparse.Namespace) -> int:
         raise ValueError(f"--model is missing: choose {models.CHOICES}")
     choices = _options.parse_set(options.set)
     method = make_method(options.method, **choices)
-    _output.check_place(options.out, _track.OUTPUTS)
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
-    with FrameSource(options.source, num_frames=options.frames) as source:
+    with (
+        _output.new_folder(options.out, _track.OUTPUTS) as folder,
+        FrameSource(options.source, num_frames=options.frames) as source,
+    ):
         _track.check_source(options.source, source)
         prompts = _options.parse_prompts(options.mask, options.box, options.point, frames=len(source), size=source.size)
         device = options.device or models.default_device()
         predictor, stamp = models.load_model(options.model, device, options.checkpoint, options.image_size)
         if stamp:
             say(f"note: {stamp}")
-        with _output.new_folder(options.out, _track.OUTPUTS) as folder:
-            report = _track.track(
-                predictor, source, method, prompts, folder,
-                name=options.method, stamp=stamp, progress=Progress("tracking"),
-            )  # fmt: skip
+        report = _track.track(
+            predictor, source, method, prompts, folder,
+            name=options.method, stamp=stamp, progress=Progress("tracking"),
+        )  # fmt: skip
         total = len(source) - prompts[0].frame_idx
     _summary(options.out, report, options.method, total)
-    if stamp:
-        say(f"note: {stamp}")
     if not report.stopped:
         return 0
     _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")
@@ -140,8 +139,9 @@ def _summary(out: Path, report: Any, method: str, total: int) -> None:
     for obj_id, stats in report.stats.items():
         if stats.last is not None:
             now, alone = stats.last.memory, stats.last.stock
+            keyframes = f"{stats.keyframes} keyframe{'s' * (stats.keyframes != 1)}"
             say(
-                f"  object {obj_id}: {stats.keyframes} keyframes; holds {now.frames} memories, "
+                f"  object {obj_id}: {keyframes}; holds {now.frames} {'memory' if now.frames == 1 else 'memories'}, "
                 f"{now.nbytes / MIB:.2f} MiB (SAM 2 alone: {alone.frames}, {alone.nbytes / MIB:.2f} MiB)"
             )
     for name in sorted(path.name for path in out.iterdir()):

@@ -42,12 +42,12 @@ def load_model(
         ImportError: SAM 2 is not installed.
     """
     check_place(device, image_size)
-    if name == "micro":
-        return _micro(device, image_size or 256)
     if name in SIZES:
         return load_checkpoint(checkpoint or _find_in_default_folder(name), device, image_size), ""
     if checkpoint is not None:
         raise ValueError(f"--checkpoint {checkpoint} goes with --model {', '.join(SIZES)}, not with {name!r}")
+    if name == "micro":
+        return _micro(device, image_size or 256)
     if name.endswith((".pt", ".pth")) or Path(name).is_file():
         return load_checkpoint(Path(name), device, image_size), ""
     if name.count("/") == 1 and not name.startswith((".", "/")):

@@ -178,11 +178,14 @@ def filmstrip(
     module = need("PIL.Image")
     strips = []
     for t in chosen:
-        near = [s for s in _before(rows, t) if abs(t - s) <= slots and s not in prompts]
-        strips += [(t, "SAM 2 alone", sorted([*prompts, *near])), (t, name, sorted(rows[t].attended))]
+        before = _before(rows, t)
+        way = -1 if before and before[-1] > t else 1
+        near = [s for s in before if abs(t - s) <= slots and s not in prompts]
+        given = [s for s in prompts if (t - s) * way > 0 or s in rows[t].attended]  # a later one: maybe not yet
+        strips += [(t, way, "SAM 2 alone", sorted([*given, *near])), (t, way, name, sorted(rows[t].attended))]
     example = frames(chosen[0])
     height = round(width * example.shape[0] / example.shape[1])
-    columns = max(2, *(len(kept) for _, _, kept in strips))
+    columns = max(2, *(len(kept) for *_, kept in strips))
     pad, head, line, left = 8, 34, 20, 96
     row_height = height + line + pad
     size = (left + (columns + 1) * (width + pad) + 2 * pad, head + len(strips) * row_height + len(chosen) * 10)
@@ -192,9 +195,9 @@ def filmstrip(
     for place, colour, text in ((3, PROMPTED, "prompted"), (2, KEYFRAME, "keyframe")):
         write(image, (size[0] - place * 90, pad + 2), text, 13, colour)
     top = head
-    for index, (t, row_name, kept) in enumerate(strips):
+    for index, (t, way, row_name, kept) in enumerate(strips):
         write(image, (pad, top + height // 2 - 7), row_name, 14, INK)
-        thumbs = [(s, _note(rows.get(s), s, t, prompts), s in prompts) for s in kept]
+        thumbs = [(s, _note(rows.get(s), s, (t - s) * way, s in prompts), s in prompts) for s in kept]
         for column, (s, note, prompted) in enumerate(thumbs):
             corner = (left + column * (width + pad), top)
             ours = index % 2 and _is_keyframe(rows.get(s))
@@ -220,10 +223,10 @@ def _thumbnail(frame: Pixels, mask: NDArray[Any] | None, size: tuple[int, int], 
     return small  # type: ignore[no-any-return]
 
 
-def _note(row: FrameStats | None, frame_idx: int, now: int, prompts: Sequence[int]) -> str:
+def _note(row: FrameStats | None, frame_idx: int, age: int, prompted: bool) -> str:
     """Return the line under a thumbnail: its frame, age and score."""
-    note = f"frame {frame_idx}, {abs(now - frame_idx)} ago"
-    if frame_idx in prompts:
+    note = f"frame {frame_idx}, {abs(age)} {'ago' if age >= 0 else 'ahead'}"
+    if prompted:
         return note
     return note if row is None or math.isnan(row.significance) else f"{note}: {row.significance:.2f}"
 
@@ -270,11 +273,13 @@ def _significance(axes: Any, by_id: Mapping[int, MemoryStats], keep: object) -> 
 
 
 def _summed(by_id: Mapping[int, MemoryStats], name: str) -> dict[int, tuple[int, int]]:
-    """Return bytes and tokens of all objects together by frame."""
-    total: dict[int, tuple[int, int]] = {}
+    """Return bytes and tokens of all objects together by frame; on one without a row, an object holds what it held."""
+    total = {t: (0, 0) for t in sorted({row.frame_idx for each in by_id.values() for row in each.rows})}
     for each in by_id.values():
-        for row in each.rows:
-            nbytes, tokens = total.get(row.frame_idx, (0, 0))
-            occupancy = getattr(row, name)
-            total[row.frame_idx] = nbytes + occupancy.nbytes, tokens + occupancy.tokens
+        rows, last = {row.frame_idx: row for row in each.rows}, None
+        for t, (nbytes, tokens) in total.items():
+            last = rows.get(t, last)
+            if last is not None:
+                occupancy = getattr(last, name)
+                total[t] = nbytes + occupancy.nbytes, tokens + occupancy.tokens
     return total

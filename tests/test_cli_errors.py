@@ -142,6 +142,7 @@ BAD = {
     "unknown model": (["--model", "huge"], ["'huge'", "tiny", "base_plus", "PATH.pt", "micro"]),
     "no checkpoint": (["--model", "tiny"], ["tiny", "checkpoints", "--checkpoint", "github.com"]),
     "missing weights": (["--model", "none.pt"], ["none.pt", "no such file"]),
+    "weights of a size": (["--model", "micro", "--checkpoint", "none.pt"], ["--checkpoint none.pt", "tiny", "'micro'"]),
     "unknown hub": (["--model", "me/mine"], ["me/mine", "facebook/sam2.1-hiera-tiny"]),
     "device": (["--device", "cuda:99"], ["cuda:99", "cpu"]),
     "image size": (["--image-size", "65"], ["--image-size 65", "multiple of 32"]),
