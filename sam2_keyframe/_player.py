@@ -278,8 +278,8 @@ class Player:
         if self.recording.complete:
             return _Absent(f"needs {what}, of which a recording does not hold enough: run it with SAM 2")
         return _Absent(
-            f"needs {what}, which masks alone do not have: replay a recording of a run, which `sam2-keyframe track` "
-            "writes as recording.npz and record() makes"
+            f"needs {what}, which masks alone do not have: run it with SAM 2, or try a recording of a run, in which "
+            "there is some of that (record(), or recording.npz of `sam2-keyframe track`)"
         )
 
 
