@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,26 +126,40 @@ class Difference:
 def load_groups(folder: Path) -> list[Group]:
     """Read every run below a folder, and the files of rows in it and one level down, and return what belongs together.
 
-    What lies one level down, as in `results/methods/`, is a study of its own: compared with nothing outside it.
+    What lies one level down, as in `results/methods/`, is a study of its own: compared with nothing outside it. Of runs
+    of the same label in a group all but the first are told apart by where they come from.
 
     Raises:
         ValueError: There is none, or one is of another version or breaks the schema.
     """
     files = {file: "" for file in (sorted(folder.rglob("metrics.json")) if folder.is_dir() else [folder])}
-    files |= {file: "" for file in sorted(folder.glob("*.json"))}
+    files |= {file: "" for file in sorted(folder.glob("*.json")) if file.name != "time.json"}  # of a run's own folder
     files |= {file: file.parent.name for file in sorted(folder.glob("*/*.json")) if file not in files and _rows(file)}
     groups: dict[tuple[str, str], Group] = {}
     for file, study in files.items():
         for result in _read(file):
             if "accuracy" in result.metrics and result.metrics["accuracy"]["jf"] is not None:
                 config = result.metrics["config"]
-                groups.setdefault((study, protocol(config)), Group(config, study=study)).results.append(result)
+                group = groups.setdefault((study, protocol(config)), Group(config, study=study))
+                group.results.append(_told_apart(result, group, file.relative_to(folder) if file != folder else file))
     if not groups:
         raise ValueError(f"{folder} holds no finished run; make one with python -m benchmarks run --out {folder}")
     for group in groups.values():
         ranked = {result.label for result in group.ranked}
         group.results.sort(key=lambda result: (result.label not in ranked, -result.jf))
     return sorted(groups.values(), key=lambda group: group.title)
+
+
+def _told_apart(result: Result, group: Group, file: Path) -> Result:
+    """Return a run, its file in its label where the group has a run of this label already."""
+    source = str(file.parent if file.name == "metrics.json" else file.with_suffix(""))
+    taken = {other.label for other in group.results}
+    label = result.label
+    while label in taken:
+        label += f" ({source})"
+    config = result.metrics["config"]
+    named = {**config, "method": {**config["method"], "label": label}}
+    return replace(result, metrics={**result.metrics, "config": named})
 
 
 def _rows(file: Path) -> bool:
@@ -181,14 +195,17 @@ def keep_results(runs: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Write the metrics of runs that may be compared into one file, what they share once, without this machine's paths.
 
     Runs of the same label that the file holds already are replaced, the others stay.
+
+    Raises:
+        ValueError: The file holds runs that these may not be compared with.
     """
     fresh: list[Mapping[str, Any]] = [_portable(metrics) for metrics in runs]
     labels = {metrics["config"]["method"]["label"] for metrics in fresh}
     shared = {name: value for name, value in fresh[0]["config"].items() if name != "method"}
+    check_kept(fresh[0]["config"], file)
     if file.exists():
         before = [result.metrics for result in _read(file)]
-        kept = [m for m in before if protocol(m["config"]) == protocol(fresh[0]["config"])]
-        fresh = [*(m for m in kept if m["config"]["method"]["label"] not in labels), *fresh]
+        fresh = [*(m for m in before if m["config"]["method"]["label"] not in labels), *fresh]
     lines = []
     for metrics in fresh:
         config = metrics["config"]
@@ -198,6 +215,21 @@ def keep_results(runs: Iterable[Mapping[str, Any]], file: Path) -> None:
         )
     head = json.dumps({"schema": SCHEMA, "config": shared})[:-1]
     write_text(file, f'{head}, "runs": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def check_kept(config: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError when a file of kept results, if there is one, holds runs under another protocol."""
+    for result in _read(file)[:1] if file.exists() else []:  # those of a file share it
+        there, here = (_parts_of(each) for each in (result.metrics["config"], config))
+        differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+        shown = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing)
+        if differing:
+            raise ValueError(f"{file} holds runs under another protocol: {shown}. Give another --results, or move it")
+
+
+def _parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    parts = json.loads(protocol(config))
+    return {**parts.pop("data"), **parts}
 
 
 def _portable(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks._compare import keep_results
-from benchmarks.run import Plan
+from benchmarks._compare import check_kept, keep_results
+from benchmarks.datasets import open_dataset
+from benchmarks.run import Plan, make_plan
 
 
 def add_real_data(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +21,30 @@ def add_real_data(parser: argparse.ArgumentParser) -> None:
 
 
 def parts(options: argparse.Namespace) -> list[argparse.Namespace]:
-    """Return the options for the generated clips and, where a folder is given, for its real ones."""
+    """Return the options for the generated clips and, where a folder is given, for its real ones.
+
+    Raises:
+        ValueError: The folder holds no dataset; said before hours of generated clips.
+    """
+    if options.data:
+        open_dataset(options.data, sequences=options.sequences)
     synthetic = {**vars(options), "data": "synthetic", "sequences": ()}
     real = {**vars(options), "split": None, "challenges": ()}
     return [argparse.Namespace(**each) for each in ([synthetic, real] if options.data else [synthetic])]
+
+
+def make_plans(
+    options: Sequence[argparse.Namespace], methods: Sequence[tuple[str, list[str]]], folder: Path
+) -> list[Plan]:
+    """Return the plans of some methods on several data, which share image features; nothing is run or written.
+
+    Raises:
+        ValueError: Bad input; or the results folder holds runs that theirs may not be compared with.
+    """
+    plans = [make_plan(each, methods, share=True) for each in options]
+    for plan in plans:
+        check_kept(plan.runs[0][0].config, _file(plan, folder))
+    return plans
 
 
 def keep_plan(plan: Plan, folder: Path) -> Path:
@@ -35,6 +57,9 @@ def keep_plan(plan: Plan, folder: Path) -> Path:
     finished = [each for each in metrics if each["objects"]]
     if not finished:
         raise ValueError(f"every video of {plan.dataset.name} failed under every method; the lines above say why")
-    file = folder / f"{plan.dataset.name}_{plan.dataset.split}.json"
-    keep_results(finished, file)
-    return file
+    keep_results(finished, _file(plan, folder))
+    return _file(plan, folder)
+
+
+def _file(plan: Plan, folder: Path) -> Path:
+    return folder / f"{plan.dataset.name}_{plan.dataset.split}.json"

@@ -108,6 +108,8 @@ def _elsewhere(group: Group, won: Winners) -> list[str]:
 
 
 def _changes(dev: Group, others: Sequence[Group], families: Families, won: Winners) -> list[str]:
+    if not any(map(_changing, dev.videos)):
+        return ["## Shape and scale change", "", f"None of the clips is of {' or '.join(CHANGE)}.", ""]
     lines = [
         "## Shape and scale change",
         "",

@@ -9,9 +9,9 @@ from benchmarks._compare import Difference
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose first column is text and whose others are numbers."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+    """Return the lines of a table whose first column is text and whose others are numbers; "|" in cells is escaped."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    return [lines[0], "|---" + "|---:" * (len(head) - 1) + "|", *lines[1:]]
 
 
 def points(value: float, digits: int = 1) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks import _tables as tables
 from benchmarks._compare import Difference, Group, difference, load_groups
-from benchmarks._parts import add_real_data, keep_plan, parts
+from benchmarks._parts import add_real_data, keep_plan, make_plans, parts
 from benchmarks._store import write_text
-from benchmarks.run import add_arguments, carry_out, make_plan
+from benchmarks.run import add_arguments, carry_out
 from benchmarks.sweep import BASELINES
 
 RESULTS = Path(__file__).parent / "results" / "default"
@@ -41,10 +41,13 @@ def add_default_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_default(options: argparse.Namespace) -> int:
     """Run stock and the candidate, then write and show the verdicts; returns the exit code."""
+    boundless = sorted(set(options.challenges) - set(BOUNDS))
+    if boundless:
+        raise ValueError(f"no bound is known for {', '.join(boundless)}; choose --challenges from {', '.join(BOUNDS)}")
     code = 0
     options.results.mkdir(parents=True, exist_ok=True)
-    for part in parts(options):
-        plan = make_plan(part, [(BASELINES[0], []), (options.method, list(options.set))], share=True)
+    chosen = [(BASELINES[0], []), (options.method, list(options.set))]
+    for plan in make_plans(parts(options), chosen, options.results):
         code = max(code, carry_out(plan, options.workers))
         keep_plan(plan, options.results)
     text = verdicts(load_groups(options.results))
@@ -87,9 +90,11 @@ def _rows(group: Group, label: str) -> list[list[str]]:
     rows = []
     for kind, (bound, keep) in kinds.items():
         found = difference(result, group.reference, keep=keep) if group.reference else None
-        if found is not None:
-            shown = [tables.interval(found), f"{bound:+.1f}" if bound else "0", verdict(found, bound)]
-            rows.append([f"`{label}`", kind.replace("_", " "), str(found.videos), *shown])
+        number = found.videos if found else sum(map(keep, result.by_video()))
+        if number:
+            row = [f"`{label}`", kind.replace("_", " "), str(number), tables.interval(found)]
+            shown = verdict(found, bound) if found else "too few clips"
+            rows.append([*row, f"{bound:+.1f}" if bound else "0", shown])
     return rows
 
 

@@ -5,7 +5,9 @@ python -m benchmarks.eval_micro_card             # rewrites what lies between th
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,10 @@ def figures(folder: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Rewrite the card's figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
     text = CARD.read_text()
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)

@@ -17,9 +17,9 @@ from benchmarks import _tables as tables
 from benchmarks._beside import time_runs
 from benchmarks._compare import Group, Result, difference, load_groups
 from benchmarks._models import check_model, memory_slots
-from benchmarks._parts import add_real_data, keep_plan, parts
+from benchmarks._parts import add_real_data, keep_plan, make_plans, parts
 from benchmarks._store import write_text
-from benchmarks.run import add_arguments, carry_out, make_plan
+from benchmarks.run import add_arguments, carry_out
 from benchmarks.sweep import BASELINES
 from sam2_keyframe import METHODS, make_method
 
@@ -45,13 +45,14 @@ def main_methods(options: argparse.Namespace) -> int:
     options.results.mkdir(parents=True, exist_ok=True)
     slots = memory_slots(check_model(options.model, options.checkpoints))
     chosen, left_out = choose(list(dict.fromkeys([*BASELINES, *options.method])), slots)
-    for part in [] if options.only_table else parts(options):
-        plan = make_plan(part, chosen, share=True)
+    split = [] if options.only_table else parts(options)
+    for part, plan in zip(split, make_plans(split, chosen, options.results), strict=True):
         code = max(code, carry_out(plan, options.workers))
         if part.data == "synthetic":
             time_runs(plan)
         keep_plan(plan, options.results)
-    write_text(options.results / "README.md", table(load_groups(options.results), left_out))
+    labels = [" ".join([name, *replacements]) for name, replacements in chosen]
+    write_text(options.results / "README.md", table(load_groups(options.results), left_out, labels))
     sys.stderr.write(f"{options.results}/README.md\n")
     return code
 
@@ -84,8 +85,14 @@ def choose(names: Sequence[str], slots: int) -> tuple[list[tuple[str, list[str]]
     return runs, left_out
 
 
-def table(groups: Sequence[Group], left_out: dict[str, str]) -> str:
-    """Return the Markdown text that shows the results, generated clips before real ones."""
+def table(groups: Sequence[Group], left_out: dict[str, str], chosen: Sequence[str] = ()) -> str:
+    """Return the Markdown text that shows the results, generated clips before real ones.
+
+    Args:
+        groups: The results.
+        left_out: Methods that are not run, and why.
+        chosen: Labels of those that are: one that finished no video is named below the table.
+    """
     lines = ["# Does the machinery work", "", "Made from the files beside it by `python -m benchmarks methods`.", ""]
     for group in sorted(groups, key=lambda group: not group.config["data"]["name"].startswith("synthetic")):
         lines += [f"## {group.title}", ""]
@@ -94,6 +101,8 @@ def table(groups: Sequence[Group], left_out: dict[str, str]) -> str:
         rows = [_row(group, result, timed) for result in group.results]
         lines += tables.markdown([*head, "time / stock"] if timed else head, rows)
         lines += ["", *_sentences(group), ""]
+        absent = [f"`{label}`" for label in chosen if label not in {result.label for result in group.results}]
+        lines += [f"Not in this table: {', '.join(absent)} (finished no video).", ""] if absent else []
     for name, why in left_out.items():
         lines.append(f"Not in the tables: `{name}` ({why}).")
     return "\n".join(lines).rstrip() + "\n"

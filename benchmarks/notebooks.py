@@ -6,11 +6,13 @@ python -m benchmarks.notebooks quickstart
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,20 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 WIDTH, COLOURS = 1100, 256
 
 
-def main(names: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Execute notebooks in place; returns 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="which, without .ipynb (default: all)")
+    names = parser.parse_args(arguments).names
+    known = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"there is no notebook {', '.join(unknown)}; choose from {', '.join(known)}")
     import nbformat
     from nbclient import NotebookClient
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
     os.environ["TQDM_DISABLE"] = "1"
-    for path in [FOLDER / f"{name}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb")):
+    for path in [FOLDER / f"{name}.ipynb" for name in names or known]:
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as folder:
             NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute()
@@ -64,4 +72,4 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

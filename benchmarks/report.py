@@ -14,7 +14,7 @@ from benchmarks._compare import ENOUGH, Difference, Group, Result, difference, l
 from benchmarks._page import legend, write_page
 from benchmarks._plots import pareto, worst_picture
 from benchmarks._store import write_csv
-from benchmarks._tables import interval
+from benchmarks._tables import interval, markdown
 from benchmarks.datasets import Dataset, open_dataset
 from benchmarks.sweep import BASELINES
 
@@ -25,7 +25,7 @@ SHOWN = 14
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
     parser.add_argument("results", type=Path, help="folder that holds runs, at any depth, or *.json rows of others")
-    parser.add_argument("--out", type=Path, help="where to write (default: RESULTS/report)")
+    parser.add_argument("--out", type=Path, help="where to write (default: RESULTS/report, of a file NAME-report)")
     parser.add_argument("--worst", type=int, default=3, help="worst videos a method shown (default: %(default)s)")
 
 
@@ -33,8 +33,9 @@ def main_report(options: argparse.Namespace) -> int:
     """Write a report; returns the exit code."""
     if not options.results.exists():
         raise ValueError(f"there is no {options.results}; make results with python -m benchmarks run --out it")
-    out = options.out or options.results / "report"
-    write_report(load_groups(options.results), out, options.worst)
+    results, out = options.results, options.out
+    out = out or (results / "report" if results.is_dir() else results.with_name(f"{results.stem}-report"))
+    write_report(load_groups(results), out, options.worst)
     sys.stderr.write(f"{out}/README.md, {out}/index.html\n")
     return 0
 
@@ -115,7 +116,7 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
     head = ["method", "J&F", "vs stock (95 %)", "J", "F", "frames", "MiB", "tokens", *times]
     lines = [f"## {group.title}", ""]
     lines += [f"![J&F over occupancy]({folder.name}/pareto.png)", ""] if group.ranked else []
-    lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    body = []
     for row, result in zip(rows, group.results, strict=True):
         gain = interval(_gain(group, result))
         name = f"**{row['method']}**" if row["method"] in BASELINES else row["method"]
@@ -123,9 +124,10 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
         cells = [name + (" ◆" if row["front"] else ""), f"{row['jf']:.1f}", gain, f"{row['j']:.1f}", f"{row['f']:.1f}"]
         cells += [f"{row['peak_frames']:.1f}", f"{row['peak_mib']:.2f}", f"{row['tokens']:.0f}"]
         cells += ["" if row[column] is None else f"{row[column]:.{digits}f}" for column, digits in times.values()]
-        lines.append("| " + " | ".join(cells) + " |")
+        body.append(cells)
     objects = max(row["objects"] for row in rows)
     lines += [
+        *markdown(head, body),
         "",
         f"{len(group.videos)} videos, {objects} objects. J, F: percent, as DAVIS 2017 defines them, means over "
         "objects. Frames and MiB: peak held for an object; tokens: attended to, mean over frames. vs stock: paired "
@@ -173,8 +175,7 @@ def _challenge_lines(group: Group) -> list[str]:
         return []
     shown = [r for r in group.ranked if r.label in BASELINES]
     shown = [r for r in group.ranked if r in shown or r in group.ranked[: SHOWN - len(shown)]]
-    lines = ["### J&F by challenge", "", "| method | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
-    lines.append("|---" + "|---:" * len(names) + "|")
+    body = []
     best = {name: max(r.metrics.get("challenges", {}).get(name, 0) for r in group.ranked) for name in names}
     for result in shown:
         values = [result.metrics.get("challenges", {}).get(name) for name in names]
@@ -182,8 +183,9 @@ def _challenge_lines(group: Group) -> list[str]:
             "" if value is None else f"**{value:.1f}**" if round(value, 1) >= round(best[name], 1) else f"{value:.1f}"
             for name, value in zip(names, values, strict=True)
         ]
-        lines.append(f"| {result.label} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+        body.append([result.label, *cells])
+    head = ["method", *(name.replace("_", " ") for name in names)]
+    return ["### J&F by challenge", "", *markdown(head, body), ""]
 
 
 def _worst(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from benchmarks import _study_text as text
 from benchmarks._beside import time_runs
-from benchmarks._compare import Group, load_groups
+from benchmarks._compare import Group, check_kept, load_groups
 from benchmarks._families import FAMILIES, Family, winners
-from benchmarks._parts import add_real_data, keep_plan
+from benchmarks._parts import add_real_data, keep_plan, make_plans, parts
 from benchmarks._store import write_text
-from benchmarks.run import add_arguments, carry_out, make_plan
+from benchmarks.run import add_arguments, carry_out
 from benchmarks.sweep import BASELINES
 
 RESULTS = Path(__file__).parent / "results" / "study"
@@ -58,7 +58,12 @@ def main_study(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, families: Mapping[str, Family]) -> int:
     others: list[tuple[str, list[str]]] = [(name, []) for name in (*BASELINES, *METHODS)]
     grid = [run for family in families.values() for run in family.runs()]
-    dev = make_plan(_with(options, data="synthetic", split="dev", sequences=()), [*others, *grid], share=True)
+    synthetic, *real = parts(options)
+    (dev,) = make_plans([_with(synthetic, split="dev")], [*others, *grid], options.results)
+    places = [_with(synthetic, split="test", clips=options.test_clips), *real]
+    make_plans(places, others, options.results)  # what is wrong with them is said before the grid is run
+    for file in options.results.glob("synthetic*_dev.json"):
+        check_kept(dev.runs[0][0].config, file)
     code = carry_out(dev, options.workers)
     kept = keep_plan(dev, options.results)
     won = winners(load_groups(kept)[0], families)
@@ -66,11 +71,7 @@ def _run(options: argparse.Namespace, families: Mapping[str, Family]) -> int:
         *others,
         *((r.metrics["config"]["method"]["name"], r.metrics["config"]["method"]["set"]) for r in won.values()),
     ]
-    places = [_with(options, data="synthetic", split="test", sequences=(), clips=options.test_clips)]
-    if options.data:
-        places.append(_with(options, split=None, challenges=()))
-    for place in places:
-        plan = make_plan(place, chosen, share=True)
+    for place, plan in zip(places, make_plans(places, chosen, options.results), strict=True):
         code = max(code, carry_out(plan, options.workers))
         if place.data == "synthetic":
             time_runs(plan)
@@ -82,6 +83,9 @@ def _dev(groups: Sequence[Group]) -> Group:
     found = [group for group in groups if group.config["split"] == "dev"]
     if not found:
         raise ValueError("there are no results of the grid on development clips; run it without --only-table")
+    if len(found) > 1:
+        titles = "; ".join(group.title for group in found)
+        raise ValueError(f"there are grids on several kinds of development clips ({titles}); move all but one away")
     return found[0]
 
 

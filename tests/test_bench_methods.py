@@ -13,7 +13,7 @@ from benchmarks import default, methods
 from benchmarks.__main__ import main
 from benchmarks._beside import WARM_UP, beside_stock
 from benchmarks._compare import Difference, difference, keep_results, load_groups
-from benchmarks._store import protocol, read_csv
+from benchmarks._store import read_csv
 from benchmarks.datasets import Synthetic
 from sam2_keyframe import METHODS, KeyframeMemory, Threshold, make_method
 from sam2_keyframe.micro import load_micro_predictor
@@ -185,11 +185,11 @@ def test_kept_results_are_replaced_by_label_and_never_mixed(made, tmp_path):
     (group,) = load_groups(tmp_path)
     assert len(group.results) == len(metrics)
     assert [r.jf for r in group.results if r.label == changed["config"]["method"]["label"]] == [12.5]
+    before = file.read_text()
     changed["config"]["data"]["clips"] = 99
-    keep_results([changed], file)
-    (group,) = load_groups(tmp_path)
-    assert len(group.results) == 1
-    assert protocol(group.config) != protocol(metrics[0]["config"])
+    with pytest.raises(ValueError, match=r"kept\.json holds .* clips is 2 there and 99 here\. Give another --results"):
+        keep_results([changed], file)
+    assert file.read_text() == before
     file.write_text(file.read_text().replace('"jf": 12.5', '"jf": 125'))
     with pytest.raises(ValueError, match=r"accuracy\.jf is 125, outside 0 to 100"):
         load_groups(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks._compare import load_groups
 from benchmarks._schema import check_metrics, schema
+from benchmarks._store import read_csv
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 FILES = [path for path in sorted(RESULTS.glob("*/*.json")) if '"schema"' in path.read_text()[:20]]
@@ -150,3 +151,61 @@ def test_results_of_another_version_are_a_sentence(content, sentence, tmp_path, 
 def test_an_empty_folder_is_a_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_rows_of_the_same_label_are_told_apart(stock, tmp_path):
+    for i, name in enumerate(("ours/run", "alice", "bob")):
+        metrics = copy.deepcopy(stock)
+        metrics["accuracy"]["jf"] = 10.0 + i
+        metrics["challenges"] = {"occlusion": 20.0 + i}
+        metrics["sequences"] = {video: [30.0 + i] for video in metrics["sequences"]}
+        file = tmp_path / (f"{name}/metrics.json" if "/" in name else f"{name}.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(metrics))
+    assert main(["report", str(tmp_path)]) == 0
+    report = tmp_path / "report"
+    labels = ["stock", "stock (alice)", "stock (bob)"]
+    text = (report / "README.md").read_text()
+    assert [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| stock (")][:2] == [
+        ["| stock (bob) ◆", "12.0"],
+        ["| stock (alice)", "11.0"],
+    ]
+    (challenges,) = read_csv(next(report.glob("*/challenges.csv")))
+    assert [challenges[label] for label in labels] == ["20.0", "21.0", "22.0"]
+    assert [read_csv(next(report.glob("*/sequences.csv")))[0][label] for label in labels] == ["30.0", "31.0", "32.0"]
+    (group,) = json.loads(re.search(r"const groups = (.*);\n", (report / "index.html").read_text())[1])
+    assert {row["method"] for row in group["rows"]} == set(group["videos"]) == set(labels)
+
+
+def test_a_file_of_the_same_label_twice_loses_none(tmp_path):
+    kept = json.loads(FILES[0].read_text())
+    kept["runs"] = [kept["runs"][0]] * 3
+    (tmp_path / "theirs.json").write_text(json.dumps(kept))
+    (group,) = load_groups(tmp_path)
+    assert len({result.label for result in group.results}) == 3
+
+
+def test_a_bar_in_a_label_breaks_no_table(stock, tmp_path):
+    stock["config"]["method"]["label"] = "keyframe gate=Visible() | Quality(0.6)"
+    stock["challenges"] = {"occlusion": 80.0}
+    (tmp_path / "theirs.json").write_text(json.dumps(stock))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report/README.md").read_text()
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert len(tables) == 2
+    for table in tables:
+        assert "Visible() \\| Quality(0.6)" in table
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_a_runs_own_folder_and_a_file_are_reported(stock, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text(json.dumps(stock))
+    (run / "time.json").write_text('{"ratio": 1.0}')
+    assert main(["report", str(run)]) == 0
+    text = (run / "report/README.md").read_text()
+    assert "**stock** ◆" in text
+    (tmp_path / "theirs.json").write_text(json.dumps(stock))
+    assert main(["report", str(tmp_path / "theirs.json")]) == 0
+    assert (tmp_path / "theirs-report/README.md").read_text() == text

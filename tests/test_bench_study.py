@@ -1,11 +1,13 @@
 """The study: its grid, how winners are chosen, and what its tables say."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 
-from benchmarks import study
+from benchmarks import _study_text, study
 from benchmarks.__main__ import main
 from benchmarks._compare import Group, Result, difference, load_groups
 from benchmarks._families import FAMILIES, members, winners
@@ -113,3 +115,37 @@ def test_bad_input_is_a_sentence(tmp_path, capsys):
     assert "no family is called colour; choose from mask IoU" in capsys.readouterr().err
     assert main(["study", "--only-table", *folders]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_a_folder_holds_one_study(studied, tmp_path, capsys):
+    root, arguments = studied
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    for option, there in (("--frames", 14), ("--test-clips", 2), ("--size", 64)):
+        assert main([*arguments, option, "16"]) == 2
+        name = "clips" if option == "--test-clips" else option[2:]
+        assert f"{name} is {there} there and 16 here" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    shutil.copytree(root / "results", tmp_path / "results")
+    grid = (root / "results/synthetic-14f-64px_dev.json").read_text()
+    (tmp_path / "results/longer_dev.json").write_text(re.sub('"frames": 14|synthetic-14f', _longer, grid, count=2))
+    assert main(["study", "--only-table", "--results", str(tmp_path / "results")]) == 2
+    assert re.search(r"grids on several kinds .*synthetic-14f.*; .*synthetic-20f", capsys.readouterr().err)
+
+
+def _longer(found):
+    return found[0].replace("14", "20")
+
+
+def test_without_clips_of_a_change_it_is_said(studied):
+    groups = [
+        Group(g.config, [Result(None, {**r.metrics, "sequences": _of_occlusion(r)}) for r in g.results])
+        for g in load_groups(studied[0] / "results")
+    ]
+    families = {name: FAMILIES[name] for name in NAMES}
+    text = _study_text.write(groups, families, winners(groups[0], families))
+    assert "None of the clips is of deformation or scale." in text
+    assert "nan" not in text
+
+
+def _of_occlusion(result):
+    return {name: values for name, values in result.by_video().items() if name.startswith("occlusion")}
