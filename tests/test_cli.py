@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,22 @@ def test_a_film_with_boxes_and_points_on_several_frames(film: Path, out: Path) -
         rows = [(int(row["frame"]), int(row["object"]), row["prompted"]) for row in csv.DictReader(file)]
     assert [(t, o) for t, o, _ in rows] == [(t, 1) for t in range(5)] + [(t, o) for t in range(5, 9) for o in (1, 2)]
     assert {(t, o) for t, o, prompted in rows if prompted == "1"} == {(0, 1), (5, 2)}
+
+
+def test_the_caption_counts_what_an_object_holds_while_it_is_prompted_again(
+    folder: Path, mask: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions: list[str] = []
+    draw = viz.overlay
+    monkeypatch.setattr(viz, "overlay", lambda *a, caption="", **b: captions.append(caption) or draw(*a, **b))
+    assert track(folder, out, "--mask", mask, "--point", "1@5:60,60", "--frames", 7) == 0
+    with (out / "frames.csv").open() as file:
+        held = {(int(row["frame"]), int(row["object"])): row["frames"] for row in csv.DictReader(file)}
+    assert (held[5, 1], held[0, 2]) == ("", "")
+    counted = [re.search(r"(\d+) memor", caption) for caption in filter(None, captions)]
+    assert [each and int(each[1]) for each in counted] == [
+        None if t == 0 else int(held[t, 1] or held[t - 1, 1]) + int(held[t, 2]) for t in range(7)
+    ]
 
 
 def test_set_builds_registered_classes_only() -> None:

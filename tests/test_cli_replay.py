@@ -51,11 +51,11 @@ def test_track_and_then_replay_say_the_same(folder: Path, out: Path, tmp_path: P
     assert "held fixed" in summary["masks"]
 
 
-def test_over_a_folder_of_masks_from_anywhere(film: Path, clip: Any, tmp_path: Path, capsys: Any) -> None:
+def test_over_a_folder_of_masks_from_anywhere(folder: Path, clip: Any, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "masks").mkdir()
     for t in range(4, FRAMES):
         Image.fromarray(clip.masks[t].astype(np.uint8)).save(tmp_path / "masks" / f"{t:05d}.png")
-    assert play(film, tmp_path / "masks", "--set", "keep=0.05", "--out", tmp_path / "replayed") == 0
+    assert play(folder, tmp_path / "masks", "--set", "keep=0.05", "--out", tmp_path / "replayed") == 0
     assert "2 objects" in capsys.readouterr().out
     found = rows(tmp_path / "replayed" / "timeline.csv")
     assert [int(row["frame"]) for row in found if row["object"] == "1"] == list(range(5, FRAMES))
@@ -81,6 +81,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         Image.fromarray(clip.masks[t].astype(np.uint8)).save(masks / f"{t:05d}.png")
     assert "frame 2 is missing" in refused(capsys, out, folder, masks)
     Image.fromarray(clip.masks[2].astype(np.uint8)).save(masks / "00002.png")
+    assert f"{FRAMES} frames, the masks 4" in refused(capsys, out, folder, masks)
+    for t in range(4, FRAMES):
+        Image.fromarray(clip.masks[t].astype(np.uint8)).save(masks / f"{t:05d}.png")
     assert "recording.npz" in refused(capsys, out, folder, masks, "--set", "scorer=FeatureShift()")
     assert "Kalman" in refused(capsys, out, folder, masks, "--method", "samurai", "--set", "choice=Kalman()")
     assert "no recording" in refused(capsys, out, folder, film)
@@ -92,7 +95,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert "colour" in refused(capsys, out, folder, masks)
     (masks / "00003.png").write_text("no picture")
     assert "not a picture" in refused(capsys, out, folder, masks)
-    for t in range(4):
+    for t in range(FRAMES):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(masks / f"{t:05d}.png")
     assert "no object" in refused(capsys, out, folder, masks)
     for t in range(FRAMES + 1):

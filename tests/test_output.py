@@ -34,6 +34,12 @@ def names(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir())
 
 
+def cut_off(work: Path) -> None:
+    """Write a part of the results."""
+    (work / "frames.csv").write_text("new")
+    raise OSError("disk")
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_second_process_is_refused_until_the_first_has_ended_or_was_killed(
     folder: Path, out: Path, capsys: Any, earlier: bool
@@ -68,8 +74,7 @@ def test_earlier_results_stay_when_the_new_ones_fail_and_go_when_they_are_whole(
     for name in ("frames.csv", "timeline.png"):
         (out / name).write_text("earlier")
     with pytest.raises(OSError, match="disk"), new_folder(out, OUTPUTS) as work:
-        (work / "frames.csv").write_text("new")
-        raise OSError("disk")
+        cut_off(work)
     assert names(out) == ["frames.csv", "timeline.png"]
     assert (out / "frames.csv").read_text() == "earlier"
     with new_folder(out, OUTPUTS) as work:

@@ -81,18 +81,71 @@ def test_timeline_says_when_rows_are_missing(stats: dict[int, MemoryStats], monk
     assert (np.asarray(viz.timeline(stats[1])) != whole).any()
 
 
-def test_filmstrip_shows_the_frames_that_were_attended_to(stats: dict[int, MemoryStats], clip: Any) -> None:
-    asked: list[int] = []
+def shown(stats: MemoryStats, clip: Any, **options: Any) -> set[int]:
+    """Return the frames that a filmstrip asks for."""
+    asked: set[int] = set()
 
     def frame(t: int) -> np.ndarray:
-        asked.append(t)
+        asked.add(t)
         return np.asarray(clip.frames[t])
 
+    viz.filmstrip(stats, frame, **options)
+    return asked
+
+
+def test_filmstrip_shows_the_frames_that_were_attended_to(stats: dict[int, MemoryStats], clip: Any) -> None:
     rows = {row.frame_idx: row for row in stats[1].rows}
     now = max(rows)
     assert set(rows[now].attended) != {0, *range(now - 6, now)}, "the method must differ from SAM 2 alone here"
-    viz.filmstrip(stats[1], frame, moments=[now])
-    assert set(asked) == {now, 0, *range(now - 6, now), *rows[now].attended}
+    assert shown(stats[1], clip, moments=[now]) == {now, 0, *range(now - 6, now), *rows[now].attended}
+
+
+@pytest.fixture(scope="module")
+def corrected(predictor_factory: Any, clip: Any, clip_folder: Path) -> dict[int, MemoryStats]:
+    """Object 1 is prompted again on frame 5, when it is reached; object 2 is not."""
+    predictor = predictor_factory()
+    state = predictor.init_state(str(clip_folder))
+    with torch.inference_mode(), wrap(predictor, "window"):
+        for obj_id in (1, 2):
+            predictor.add_new_mask(state, 0, obj_id, clip.masks[0] == obj_id)
+        list(predictor.propagate_in_video(state, max_frame_num_to_track=4))
+        predictor.add_new_mask(state, 5, 1, clip.masks[5] == 1)
+        list(predictor.propagate_in_video(state, start_frame_idx=5, max_frame_num_to_track=4))
+    return memory_stats(state)
+
+
+@pytest.mark.parametrize("prompts", [[0, 5], None])
+def test_filmstrip_shows_no_prompt_before_it_is_given(
+    corrected: dict[int, MemoryStats], clip: Any, prompts: list[int] | None
+) -> None:
+    rows = {row.frame_idx: row for row in corrected[1].rows}
+    for now, held in ((2, {0, 1}), (7, {0, *range(1, 7)})):
+        assert set(rows[now].attended) == held
+        assert shown(corrected[1], clip, moments=[now], prompts=prompts) == {now, *held}
+
+
+def test_filmstrip_shows_a_prompt_ahead_that_is_given(predictor_factory: Any, clip: Any, clip_folder: Path) -> None:
+    for prompts, reverse, now in (((0, 5), False, 2), ((9, 4), True, 7)):
+        predictor = predictor_factory()
+        state = predictor.init_state(str(clip_folder))
+        with torch.inference_mode(), wrap(predictor, "window"):
+            for t in prompts:
+                predictor.add_new_mask(state, t, 1, clip.masks[t] == 1)
+            list(predictor.propagate_in_video(state, prompts[0], max_frame_num_to_track=4, reverse=reverse))
+        between = range(now + 1, 9) if reverse else range(1, now)
+        assert shown(memory_stats(state)[1], clip, moments=[now], prompts=prompts) == {now, *prompts, *between}
+    assert [viz._note(None, 4, age, True) for age in (3, -3)] == ["frame 4, 3 ago", "frame 4, 3 ahead"]
+
+
+@pytest.mark.parametrize("name", ["stock", "window", "memory"])
+def test_an_object_holds_what_it_held_while_it_is_prompted(corrected: dict[int, MemoryStats], name: str) -> None:
+    first, second = ({row.frame_idx: getattr(row, name) for row in corrected[o].rows} for o in (1, 2))
+    assert 5 not in first
+    total = viz._summed(corrected, name)
+    assert list(total) == list(range(1, 10))
+    assert total[4] == (first[4].nbytes + second[4].nbytes, first[4].tokens + second[4].tokens)
+    assert total[5] == (first[4].nbytes + second[5].nbytes, first[4].tokens + second[5].tokens)
+    assert total[6] == (first[6].nbytes + second[6].nbytes, first[6].tokens + second[6].tokens)
 
 
 def test_filmstrip_with_masks_marks_prompts_and_keyframes(stats: dict[int, MemoryStats], clip: Any) -> None:
