@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ def open_folder(root: Path, split: str | None, sequences: tuple[str, ...]) -> Fo
                 + ", ".join(f"{page} ({name})" for name, page in PAGES.items())
             )
     found, name = _split(root, split)
-    listed = found if found is not None else sorted(path.name for path in annotations.iterdir() if path.is_dir())
+    listed = found if found is not None else sorted(path.name for path in annotations.glob("[!.]*") if path.is_dir())
     unknown = sorted(set(sequences) - set(listed))
     if unknown:
         raise ValueError(f"{root} has no sequence {', '.join(unknown)}; it has {', '.join(listed[:20])}")
@@ -56,7 +57,7 @@ class Folder:
     Objects are prompted with their true mask where they first appear, and scored from there on at every annotated
     frame except the sequence's first and last annotated one; one that appears on the last is left out. A pixel of
     value 255 is void and counts as background, as in the official DAVIS 2017 and VOST evaluations; where 255 is the
-    only value, it is the object (DAVIS 2016).
+    only value in all masks of a sequence, it is the object (DAVIS 2016).
 
     Source: davisvideochallenge/davis2017-evaluation; hkchengrex/vos-benchmark (late objects, sparse annotations).
     """
@@ -67,6 +68,18 @@ class Folder:
     root: Path
     images: Path
     annotations: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of masks, lists of objects and frames' names: the same wherever the folder lies."""
+        digest = hashlib.sha256()
+        if file := _meta_file(self.root):
+            digest.update(file.read_bytes())
+        for name in sorted(self.names):
+            digest.update(f"{name}: {[path.name for path in self.frames(name)]}".encode())
+            for path in sorted((self.annotations / name).rglob("[!.]*.png")):
+                digest.update(f"{path.relative_to(self.annotations)}: ".encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
 
     def check(self) -> None:
         """Raise ValueError when a sequence lacks frames or masks, or their sizes differ."""
@@ -87,7 +100,7 @@ class Folder:
 
     def frames(self, name: str) -> list[Path]:
         """Return a sequence's image files in natural order."""
-        found = [p for p in (self.images / name).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        found = [p for p in (self.images / name).glob("[!.]*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
         if not found:
             raise ValueError(f"{name}: no frames in {self.images / name}; unpack the images there")
         return sorted(found, key=_natural)
@@ -128,18 +141,25 @@ class Meta(Folder):
     Source: youtube-vos.org/dataset/vos (`meta.json`); LingyiHongfd/lvos-evaluation, `lvos/evaluation.py`.
     """
 
-    videos: Mapping[str, Mapping[str, Mapping[str, object]]] = field(init=False, repr=False, compare=False)
+    videos: Mapping[str, Mapping[int, tuple[list[str], bool]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         file = _meta_file(self.root)
-        videos = json.loads(file.read_text())["videos"] if file else {}
-        object.__setattr__(self, "videos", {name: entry["objects"] for name, entry in videos.items()})
+        try:
+            videos = json.loads(file.read_text())["videos"] if file else {}
+            found = {
+                name: {int(i): (_listed(entry), "frame_range" in entry) for i, entry in video["objects"].items()}
+                for name, video in videos.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} lists no objects' frames by video ({error!r}); unpack it again") from error
+        object.__setattr__(self, "videos", found)
 
     def only_prompts(self, name: str) -> bool:
         """Return whether a sequence's masks are those of its objects' first listed frames."""
         return set(self.mask_files(name)) <= {min(listed, default=0) for listed in self.listed(name).values()}
 
-    def listed(self, name: str) -> dict[str, list[int]]:
+    def listed(self, name: str) -> dict[int, list[int]]:
         """Return the frames that `meta.json` lists, by the object's id.
 
         Raises:
@@ -148,8 +168,7 @@ class Meta(Folder):
         if name not in self.videos:
             raise ValueError(f"{name}: meta.json in {self.root} does not list it")
         index = {path.stem: t for t, path in enumerate(self.frames(name))}
-        found = {obj_id: _listed(entry) for obj_id, entry in self.videos[name].items()}
-        return {obj_id: [index[stem] for stem in stems if stem in index] for obj_id, stems in found.items()}
+        return {i: [index[stem] for stem in stems if stem in index] for i, (stems, _) in self.videos[name].items()}
 
     def open(self, name: str) -> Video:
         """Return a sequence."""
@@ -158,16 +177,19 @@ class Meta(Folder):
         frames, files = self.frames(name), self.mask_files(name)
         tracks = []
         for obj_id, listed in self.listed(name).items():
-            entry = self.videos[name][obj_id]
-            stems = {frames[t].stem for t in listed if t in files}
-            missing = [stem for stem in _listed(entry) if stem not in stems]
+            stems, is_range = self.videos[name][obj_id]
+            found = {frames[t].stem for t in listed if t in files}
+            missing = [stem for stem in stems if stem not in found]
             if missing or not listed:
                 raise ValueError(
                     f"{name}: object {obj_id} has no mask on {', '.join(missing[:10]) or 'any frame'}, though "
                     "meta.json lists it there; unpack all images and annotations"
                 )
-            tracks.append(Track(int(obj_id), listed[0], tuple(listed if "frame_range" in entry else listed[1:])))
-        return Video(name, "", frames, scored_tracks(name, tracks), True, _Reader(files))
+            tracks.append(Track(obj_id, listed[0], tuple(listed if is_range else listed[1:])))
+        scored = scored_tracks(name, tracks)
+        if all(track.first == len(frames) - 1 for track in scored):
+            raise ValueError(f"{name}: every object is prompted on the last frame, so that nothing is tracked")
+        return Video(name, "", frames, scored, True, _Reader(files))
 
 
 @dataclass(frozen=True)
@@ -209,8 +231,8 @@ class _Reader:
 
     def __init__(self, files: Mapping[int, Path], binary: bool = False) -> None:
         self.files = files
-        first = _read(next(iter(files.values())))
-        self.binary = binary or set(np.unique(first).tolist()) == {0, VOID}
+        self.values = {} if binary else {t: np.unique(_read(path)).tolist() for t, path in files.items()}
+        self.binary = binary or set().union(*self.values.values()) - {0} == {VOID}
         self._labels = lru_cache(maxsize=4)(self._load)
 
     def _load(self, t: int) -> NDArray[np.uint8]:
@@ -220,7 +242,7 @@ class _Reader:
         return (labels > 0).astype(np.uint8) if self.binary else np.where(labels == VOID, 0, labels).astype(np.uint8)
 
     def ids(self, t: int) -> list[int]:
-        return [i for i in np.unique(self._labels(t)).tolist() if i]
+        return [1] if self.binary and VOID in self.values[t] else [i for i in self.values[t] if 0 < i < VOID]
 
     def __call__(self, t: int, obj_id: int) -> Mask:
         mask: Mask = self._labels(t) == obj_id
@@ -229,8 +251,8 @@ class _Reader:
 
 def _read(path: Path) -> NDArray[np.uint8]:
     labels = np.asarray(Image.open(path))
-    if labels.ndim != 2:
-        raise ValueError(f"{path} is a colour image; masks must be palette or grey PNGs whose values are object ids")
+    if labels.ndim != 2 or labels.max(initial=0) > VOID:
+        raise ValueError(f"{path} is a colour image or has ids above {VOID}; masks must be palette or grey PNGs of ids")
     return labels.astype(np.uint8)
 
 
@@ -244,7 +266,7 @@ def _listed(entry: Mapping[str, object]) -> list[str]:
 
 def _match(name: str, folder: Path, frames: list[Path]) -> dict[int, Path]:
     index = {path.stem: t for t, path in enumerate(frames)}
-    found = sorted(folder.glob("*.png"), key=_natural)
+    found = sorted(folder.glob("[!.]*.png"), key=_natural)
     if not found:
         raise ValueError(f"{name}: no masks in {folder}; unpack the annotations there")
     alone = [path.name for path in found if path.stem not in index]
@@ -253,12 +275,12 @@ def _match(name: str, folder: Path, frames: list[Path]) -> dict[int, Path]:
             f"{name}: {len(alone)} masks in {folder} belong to no frame ({', '.join(alone[:10])}); unpack all images "
             f"in {frames[0].parent}"
         )
-    files = {index[path.stem]: path for path in found}
-    return dict(sorted(files.items()))
+    return dict(sorted((index[path.stem], path) for path in found))
 
 
 def _meta_file(root: Path) -> Path | None:
-    found = sorted(path for path in root.glob("*meta.json") if "objects" in path.read_text()[:10_000])
+    files = (path for path in root.glob("[!.]*.json") if path.stem.endswith("meta"))
+    found = sorted(path for path in files if "objects" in path.read_text()[:10_000])
     return found[0] if found else None
 
 
@@ -268,13 +290,14 @@ def _resolution(folder: Path) -> Path:
 
 def _split(root: Path, split: str | None) -> tuple[list[str] | None, str]:
     lists = {path.stem: path for path in sorted(root.glob("sav_*.txt"))}
-    lists |= {path.stem: path for path in sorted((root / "ImageSets").rglob("*.txt"))}
+    lists |= {path.stem: path for path in sorted((root / "ImageSets").rglob("[!.]*.txt"))}
     if split is None and "val" not in lists and len(lists) != 1:
         return None, "all"
     name = split or ("val" if "val" in lists else next(iter(lists)))
     if name not in lists:
         raise ValueError(f"{root} lists no split {name!r}; it has {', '.join(lists) or 'none'}")
-    return list(dict.fromkeys(lists[name].read_text().split())), name
+    words = lists[name].read_text().split()  # sequences, or for DAVIS 2016 every frame's image and mask
+    return list(dict.fromkeys(Path(word).parent.name if "/" in word else word for word in words)), name
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

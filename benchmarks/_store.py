@@ -30,6 +30,9 @@ SCHEMA = 1
 IDENTITY = ("schema", "method", "data", "split", "model", "weights", "image_size", "device", "dtype", "threads", "seed")
 """Parts of a configuration that must agree for a run to go on."""
 
+MADE_WITH = ("annotations", "shared_features")
+"""Parts that must agree as well; results without a digest of their annotations can still be compared."""
+
 PACKAGES = ("sam2-keyframe", "torch", "sam2")
 """Packages whose versions must agree for a run to go on."""
 
@@ -173,16 +176,16 @@ def make_run(out: Path, config: Mapping[str, Any]) -> Run:
 
 
 def check_config(file: Path, config: Mapping[str, Any]) -> None:
-    """Raise ValueError when a run's directory belongs to another version or configuration."""
+    """Raise ValueError when a run's directory belongs to another version, configuration or data."""
     try:
         found = yaml.safe_load(file.read_text())
-        before, now = (_identity(each) | _packages(each) for each in (found, config))
+        before, now = (_identity(each) | _made_with(each) for each in (found, config))
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a configuration of this version ({error}); choose another --out") from error
     differing = [key for key in now if before[key] != now[key]]
     if differing:
         shown = "; ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in differing)
-        raise ValueError(f"{file.parent} holds results of another version: {shown}. Choose another --out or remove it.")
+        raise ValueError(f"{file.parent} holds results made otherwise: {shown}. Choose another --out or remove it.")
 
 
 def protocol(config: Mapping[str, Any]) -> str:
@@ -198,8 +201,9 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _packages(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config["versions"].get(name) for name in PACKAGES}
+def _made_with(config: Mapping[str, Any]) -> dict[str, Any]:
+    versions = {name: config["versions"].get(name) for name in PACKAGES}
+    return {name: config.get(name) for name in MADE_WITH} | versions
 
 
 def _read_video(folder: Path, begun: str | None) -> tuple[list[dict[str, str]], float | None, str | None]:

@@ -66,7 +66,9 @@ def _value(node: ast.expr) -> Any:
         kind = _STRATEGIES.get(node.func.id)
         if kind is None:
             raise ValueError(f"sam2_keyframe has no strategy {node.func.id}")
-        keywords = {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg}
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("arguments behind ** are not read; name each one")
+        keywords = {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
         return kind(*(_value(argument) for argument in node.args), **keywords)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return getattr(_value(node.left), _OPERATORS[type(node.op)])(_value(node.right))

@@ -91,6 +91,11 @@ class Dataset(Protocol):
         """Names of its videos."""
         ...
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Digest of its annotations; None where they are generated."""
+        ...
+
     def open(self, name: str) -> Video:
         """Return a video; raises ValueError with a sentence when its files do not fit together."""
         ...
@@ -120,6 +125,7 @@ class Synthetic:
     frames: int = 48
     size: int = 256
     objects: int = 1
+    fingerprint = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.challenges) - set(CHALLENGES))

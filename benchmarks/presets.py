@@ -51,6 +51,8 @@ def main_preset(options: argparse.Namespace) -> int:
     Raises:
         ValueError: Bad input, in a sentence; also when README's column cannot be filled.
     """
+    if options.command == "bench" and options.data != "synthetic":
+        raise ValueError(f"--data {options.data}: bench runs on generated clips; give a folder to official or sweep")
     if options.readme and not CELL.search(options.readme.read_text()):
         raise ValueError(f"{options.readme} has no <!--official ...--> cells to fill; leave --readme out")
     plan = make_plan(options, combinations(options.method, "keyframe", [], []), share=False)

@@ -133,20 +133,26 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
         "dtype": "bfloat16" if options.device.startswith("cuda") else "float32",
         "threads": options.threads,
         "seed": options.seed,
+        "annotations": dataset.fingerprint,
         "shared_features": share,
         **surroundings(),
     }
     slots = memory_slots(checkpoint)
     runs: list[tuple[Run, KeyframeMemory]] = []
     for name, replacements in methods:
-        method = make_method(name, **dict(map(parse_pair, replacements)))
         label = " ".join([name, *replacements])
+        choices = dict(map(parse_pair, replacements))
+        if len(choices) < len(replacements):
+            raise ValueError(f"{label}: a choice is given twice; give it once")
+        method = make_method(name, **choices)
         try:
             method.check_fits(slots)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
         spec = {"name": name, "set": replacements, "label": label, "repr": repr(method)}
-        runs.append((make_run(options.out, {"method": spec, **shared}), method))
+        run = make_run(options.out, {"method": spec, **shared})
+        if run.path not in [other.path for other, _ in runs]:
+            runs.append((run, method))
     return Plan(
         tuple(runs), dataset, checkpoint, options.device, options.image_size, options.threads, options.seed, share
     )

@@ -240,6 +240,9 @@ def test_what_is_named_twice_is_run_once(tmp_path, capsys):
         (["run", "--sequences", "a,b"], "--sequences a,b: .* for synthetic leave --sequences empty"),
         (["run", "--data", ".", "--challenges", "static"], "--challenges static: .* leave --challenges empty"),
         (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
+        (["sweep", "--grid", "keep=1", "--grid", "keep=2"], "keyframe keep=1 keep=2: a choice is given twice"),
+        (["sweep", "--set", "keep=1", "--grid", "keep=2"], "keyframe keep=1 keep=2: a choice is given twice"),
+        (["bench", "--data", "."], "--data .: bench runs on generated clips; give a folder to official or sweep"),
         (["report", "nowhere"], "there is no nowhere"),
     ],
 )

@@ -1,6 +1,7 @@
-"""What makes two runs the same run, or runs that may be compared: not how a folder is spelled."""
+"""What makes two runs the same run, or runs that may be compared: the data, not how a folder is spelled."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from PIL import Image
 from benchmarks.__main__ import main
 from benchmarks._compare import load_groups
 from benchmarks._store import protocol
+from benchmarks.datasets import open_dataset
 from sam2_keyframe.synthetic import make_clip
 
 
@@ -39,6 +41,57 @@ def test_a_folder_is_known_by_name_and_sequences(data, tmp_path, monkeypatch):
     configs = [yaml.safe_load(file.read_text()) for file in out.glob("*/config.yaml")]
     assert sorted(config["data"]["sequences"] for config in configs) == [["a"], ["a", "b"]]
     assert sorted(group.results[0].metrics["videos"] for group in load_groups(out)) == [1, 2]
+
+
+def test_other_masks_under_the_same_names_are_not_taken_for_finished(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(out, "--data", str(data)) == 0
+    shutil.copytree(data, tmp_path / "elsewhere/data")
+    capsys.readouterr()
+    assert run(out, "--data", str(tmp_path / "elsewhere/data")) == 0
+    assert "a  stock" not in capsys.readouterr().err  # the folder was moved: nothing was tracked
+    mended = tmp_path / "elsewhere/data/Annotations/b/00002.png"
+    with Image.open(mended) as mask:
+        mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mended)
+    (file,) = out.glob("*/config.yaml")
+    before = yaml.safe_load(file.read_text())
+    for config in (before, {name: part for name, part in before.items() if name != "annotations"}):
+        file.write_text(yaml.safe_dump(config))
+        assert run(out, "--data", str(tmp_path / "elsewhere/data")) == 2
+        assert f"made otherwise: annotations was {config.get('annotations')!r} and is" in capsys.readouterr().err
+
+
+def test_a_digest_of_the_annotations_knows_lists_and_frames(data):
+    digests = [open_dataset(str(data), sequences=order).fingerprint for order in (["a", "b"], ["b", "a"])]
+    assert len(set(digests)) == 1
+    for frames in (["00000", "00001"], ["00000", "00002"]):
+        videos = {name: {"objects": {"1": {"frames": frames}}} for name in ("a", "b")}
+        (data / "meta.json").write_text(json.dumps({"videos": videos}))
+        digests.append(open_dataset(str(data)).fingerprint)
+    Image.new("RGB", (64, 64)).save(data / "JPEGImages/a/00004.jpg")
+    digests.append(open_dataset(str(data)).fingerprint)
+    assert len(set(digests)) == 4
+
+
+def test_runs_without_times_are_not_taken_for_timed_ones(tmp_path, capsys):
+    small = ["--image-size", "64", "--size", "64", "--frames", "4", "--clips", "1", "--challenges", "static"]
+    assert main(["sweep", *small, "--out", str(tmp_path)]) == 0
+    for arguments in (["sweep", "--timed"], ["run", "--method", "stock"]):
+        assert main([*arguments, *small, "--out", str(tmp_path)]) == 2
+        assert "made otherwise: shared_features was True and is False" in capsys.readouterr().err
+    assert main(["sweep", *small, "--out", str(tmp_path)]) == 0
+
+
+def test_results_without_a_digest_can_still_be_compared(data, tmp_path):
+    out = tmp_path / "out"
+    for method in ("stock", "window"):
+        assert run(out, "--data", str(data), "--method", method) == 0
+    file = next(out.glob("*window*/metrics.json"))
+    metrics = json.loads(file.read_text())
+    assert metrics["config"].pop("annotations")
+    file.write_text(json.dumps(metrics))
+    (group,) = load_groups(out)
+    assert {result.label for result in group.results} == {"stock", "window"}
 
 
 def test_results_written_with_paths_can_still_be_compared():

@@ -33,8 +33,8 @@ def change(file, **changes):
 def test_results_of_another_version_are_left_alone(folder, capsys):
     file = folder / "config.yaml"
     for changes, sentence in (
-        ({"schema": 0}, "another version: schema was 0 and is 1"),
-        ({"schema": 1, "versions": {"torch": "1.0"}}, "another version: torch was '1.0' and is '2"),
+        ({"schema": 0}, "made otherwise: schema was 0 and is 1"),
+        ({"schema": 1, "versions": {"torch": "1.0"}}, "made otherwise: torch was '1.0' and is '2"),
     ):
         before = change(file, **changes)
         assert run_static(folder.parent) == 2
@@ -68,6 +68,13 @@ def test_a_broken_video_is_named(folder, capsys, change_table):
     file.write_text(file.read_text().replace("memory_frames", "held") if change_table else '{"peak_dev')
     assert run_static(folder.parent) == 2
     assert f"{video} is not a video of this version" in capsys.readouterr().err
+
+
+def test_a_run_named_twice_is_run_once(tmp_path):
+    small = ["--image-size", "64", "--clips", "1", "--frames", "4", "--size", "64", "--challenges", "static"]
+    arguments = ["default", *small, "--method", "stock", "--workers", "1", "--results", str(tmp_path / "results")]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").glob("*/metrics.json"))) == 1
 
 
 def test_tables_of_different_columns_are_not_joined(tmp_path):

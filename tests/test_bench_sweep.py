@@ -35,7 +35,7 @@ def test_values():
     assert parse_value("inf") == float("inf")
     assert parse_value("None") is None
     assert split_values("Quality(minimum=0.1, x=[1,2]),0.3") == ["Quality(minimum=0.1, x=[1,2])", "0.3"]
-    for text in ("__import__('os')", "open('x')", "wrap()", "1 +"):
+    for text in ("__import__('os')", "open('x')", "wrap()", "1 +", "Adaptive(**{'k': 99})"):
         with pytest.raises(ValueError, match="cannot read the value"):
             parse_value(text)
 

@@ -46,3 +46,34 @@ def test_an_object_listed_nowhere(root):
     list_object(root, {"frames": []})
     with pytest.raises(ValueError, match="object 1 has no mask on any frame"):
         open_dataset(str(root)).open("v")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"objects": ',
+        '{"v": {"objects": {}}}',
+        '{"videos": {"v": {"objects": {}}, "w": {}}}',
+        '{"videos": {"v": {"objects": {"1": {"category": "cat"}}}}}',
+        '{"videos": {"v": {"objects": {"cat": {"frames": []}}}}}',
+        '{"videos": {"v": {"objects": {"1": {"frame_range": {"start": "1"}}}}}}',
+    ],
+)
+def test_a_list_that_cannot_be_read_is_named(root, text):
+    (root / "meta.json").write_text(text)
+    with pytest.raises(ValueError, match=r"meta.json lists no objects' frames by video .*unpack it again"):
+        open_dataset(str(root))
+
+
+def test_a_video_without_a_frame_to_track(root):
+    (root / f"JPEGImages/v/{NAMES[-1]}.jpg").unlink()
+    (root / f"Annotations/v/{NAMES[-1]}.png").unlink()
+    late = {"frame_range": {"start": "26", "end": "31"}}  # as LVOS scores it, its prompt is its only frame
+    early = {"frame_range": {"start": "1", "end": "31"}}
+    objects = {"videos": {"v": {"objects": {"1": early, "2": late}}}}
+    (root / "meta.json").write_text(json.dumps(objects))
+    assert [track.scored for track in open_dataset(str(root)).open("v").tracks] == [tuple(range(6)), (5,)]
+    del objects["videos"]["v"]["objects"]["1"]
+    (root / "meta.json").write_text(json.dumps(objects))
+    with pytest.raises(ValueError, match="v: every object is prompted on the last frame"):
+        open_dataset(str(root)).open("v")
