@@ -87,8 +87,9 @@ class Pool:
 class Foveated:
     """Whole around the object, pooled in the background.
 
-    A fixed share of the windows stays whole: those that hold most of the object, then those nearest to it. The number
-    of tokens is therefore the same on every frame and nothing is read on the host.
+    A fixed share of the windows stays whole: those with most of the object in and around them, up to three windows
+    away, then those nearest to it. The number of tokens is therefore the same on every frame and nothing is read on the
+    host.
 
     Attributes:
         share: Share of the windows that stay whole, in (0, 1).
@@ -123,9 +124,13 @@ class Foveated:
         if mask is None:
             raise ValueError(f"{self!r} needs the mask of every memory: pass its pred_masks")
         rows, columns = grid[0] // self.size, grid[1] // self.size
-        covered = F.adaptive_avg_pool2d((mask > 0).float(), (rows, columns))[:, 0]
+        covered = F.adaptive_avg_pool2d((mask > 0).float(), (rows, columns))
+        near = covered
+        for _ in range(3):
+            near = F.avg_pool2d(near, 3, stride=1, padding=1)
+        around = (covered + near).flatten(1)
         count = min(max(1, round(self.share * rows * columns)), rows * columns - 1)
-        order = _distance(covered).argsort(dim=1, stable=True)
+        order = torch.where(around > 0, -around, _distance(covered[:, 0])).argsort(dim=1, stable=True)
         fine = order[:, :count, None, None]
         inside = torch.arange(self.size, device=order.device)
         y = fine // columns * self.size + inside[:, None]
@@ -134,12 +139,12 @@ class Foveated:
 
 
 def _distance(covered: Tensor) -> Tensor:
-    """Return how far each window is from the object, in windows, as (B, n); below 0 those that hold some of it.
+    """Return how far each window is from the object, in windows, as (B, n); without an object, from the middle.
 
-    Of windows equally far, those that are nearer to all of it come first; without an object, those in the middle.
+    Of windows equally far from its edge, those nearer to all of it count as nearer.
 
     Args:
-        covered: (B, rows, columns) share of the object in each window.
+        covered: (B, rows, columns) share of each window that is object.
     """
     rows, columns = (torch.arange(side, device=covered.device) for side in covered.shape[1:])
     places = torch.cartesian_prod(rows, columns).float()
@@ -149,7 +154,7 @@ def _distance(covered: Tensor) -> Tensor:
     nearest = apart.masked_fill(covered[:, None] == 0, float("inf")).amin(2)
     weight = torch.where(there, covered, 1.0)
     mean = (weight[:, None] * apart).sum(2) / weight.sum(1, keepdim=True)
-    return torch.where(covered > 0, -covered, torch.where(there, nearest, 0.0) + 1e-3 * mean)
+    return torch.where(there, nearest, 0.0) + 1e-3 * mean
 
 
 @dataclass(frozen=True)
