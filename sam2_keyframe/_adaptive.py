@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sam2_keyframe._checks import check_number, check_whole
 from sam2_keyframe._logic import Combinable, known, latest, named, score_of
-from sam2_keyframe.types import FrameRecord
+from sam2_keyframe.types import RECORDS, FrameRecord
 
 
 class _AgainstPast(Combinable):
@@ -38,7 +38,7 @@ class _AgainstPast(Combinable):
 
     def _check_window(self) -> None:
         check_number(self, "fixed")
-        check_whole(self, "last", "warmup", least=2)
+        check_whole(self, "last", "warmup", least=2, most=RECORDS)
         if self.warmup > self.last:
             raise ValueError(
                 f"{type(self).__name__}(last={self.last!r}, warmup={self.warmup!r}): warmup must not exceed last, or "
@@ -57,7 +57,7 @@ class Adaptive(_AgainstPast):
 
     Attributes:
         k: Standard deviations (of the population) above the mean, at least 0.
-        last: Frames that mean and deviation are taken over, at least 2.
+        last: Frames that mean and deviation are taken over, from 2 to 300.
         warmup: With fewer known values than this the bound is `fixed`; from 2 to `last`.
         fixed: Bound until then, in the unit of the score.
         of: Name of the score; None for the method's significance.
@@ -95,7 +95,7 @@ class Quantile(_AgainstPast):
 
     Attributes:
         q: Share of the last values that a score must exceed, above 0 and below 1.
-        last: Frames that the quantile is taken over, at least 2.
+        last: Frames that the quantile is taken over, from 2 to 300.
         warmup: With fewer known values than this the bound is `fixed`; from 2 to `last`.
         fixed: Bound until then, in the unit of the score.
         of: Name of the score; None for the method's significance.
@@ -169,7 +169,8 @@ class Hysteresis(Combinable):
     """Accept a frame whose score is above `high`, and the next one only after a score of `low` or less.
 
     The score must have been at or below `low` on the last keyframe or since; before the first keyframe nothing is
-    asked but `high`. A frame that another filter rejects, the gate for one, uses nothing up.
+    asked but `high`. A frame that another filter rejects, the gate for one, uses nothing up. A low more than 300
+    frames ago is forgotten.
 
     Attributes:
         high: A score must exceed it.
@@ -246,8 +247,8 @@ class StableArea(Combinable):
     Attributes:
         low: Least share of the median, above 0.
         high: Largest share, at least `low`.
-        last: Non-empty areas that the median is taken over, at least 1.
-        within: Frames among which they are looked for, at least 1.
+        last: Non-empty areas that the median is taken over, from 1 to 300.
+        within: Frames among which they are looked for, from 1 to 300.
 
     Source: DAM4SAM (Videnovic et al. 2411.17576), the test for its distractor-resolving memory.
     """
@@ -262,7 +263,7 @@ class StableArea(Combinable):
         check_number(self, "low", "high", low=0)
         if not 0 < self.low <= self.high:
             raise ValueError(f"StableArea(low={self.low!r}, high={self.high!r}): must be above 0, low at most high")
-        check_whole(self, "last", "within")
+        check_whole(self, "last", "within", most=RECORDS)
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the area is stable, or unknown."""

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from sam2_keyframe.types import Relation
 
 
-def check_whole(owner: object, *fields: str, least: int = 1) -> None:
-    """Raise ValueError unless each field holds a whole number of at least `least`."""
+def plain(owner: object, field: str) -> Any:
+    """Return a field's value, which NumPy's number is turned into, so that the owner's `repr` can be read again."""
+    value = getattr(owner, field)
+    if isinstance(value, np.generic):
+        value = value.item()
+        object.__setattr__(owner, field, value)
+    return value
+
+
+def check_whole(owner: object, *fields: str, least: int = 1, most: int | None = None) -> None:
+    """Raise ValueError unless each field holds a whole number of at least `least`, and at most `most`."""
     for field in fields:
-        value = getattr(owner, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{type(owner).__name__}({field}={value!r}): must be a whole number of at least {least}")
+        value = plain(owner, field)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and least <= value <= (value if most is None else most)):
+            span = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise ValueError(f"{type(owner).__name__}({field}={value!r}): must be a whole number {span}")
 
 
 def check_number(owner: object, *fields: str, low: float = -math.inf, high: float = math.inf) -> None:
     """Raise ValueError unless each field holds a finite number from `low` to `high`."""
     for field in fields:
-        value = getattr(owner, field)
+        value = plain(owner, field)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and math.isfinite(value) and low <= value <= high):
             span = f" in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else ""

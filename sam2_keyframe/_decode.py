@@ -97,12 +97,14 @@ def open_rgb(path: str | Path) -> Picture:
 
     with Image.open(path) as image:
         image.load()
+    if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Return the sort key that puts "2" before "10", and numbers before letters."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"([0-9]+)", name) if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"([0-9]+)", name) if part]
 
 
 def folder_images(folder: Path) -> list[Path]:
@@ -211,7 +213,7 @@ class VideoFile:
         except ImportError as error:
             raise ImportError("reading video files needs PyAV; install it with: pip install av") from error
         try:
-            self._container = av.open(self._path)
+            self._container = av.open(str(Path(self._path).absolute()))  # "12:30.mp4" alone would be a protocol
             self._stream = self._container.streams.video[0]
         except (av.FFmpegError, IndexError) as error:
             raise ValueError(
@@ -233,7 +235,9 @@ class VideoFile:
             raise ValueError(f"{self.name} holds no video frames; it may have been cut short: fetch it again")
         known = sorted((pts, key) for pts, key in stamps if pts is not None)
         self._pts = [pts for pts, _ in known]
-        self._timed = len(set(self._pts)) == len(stamps)  # else frames are counted from the start
+        # Else frames are counted from the start. AVI knows the order of packets alone, which is not that of frames.
+        reordered = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
+        self._timed = len(set(self._pts)) == len(stamps) and not reordered
         self._keys = [i for i, (_, key) in enumerate(known) if key] if self._timed else [0]
         if not self._keys or self._keys[0] != 0:
             self._keys.insert(0, 0)

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 
 from sam2_keyframe.buffer import Oldest, RollingBuffer
 from sam2_keyframe.keyframe_memory import KeyframeMemory
-from sam2_keyframe.types import FrameRecord, History, KeyframeFilter, Moment
-
-RECORDS = 300
-"""Records of past frames that filters and scorers may look at."""
+from sam2_keyframe.types import RECORDS, FrameRecord, History, KeyframeFilter, Moment
 
 SPARE = 2
 """Frames that a filtered fill holds beyond its slots, for those that become keyframes."""

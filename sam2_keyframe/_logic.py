@@ -15,11 +15,11 @@ class Combinable:
 
     def __and__(self, other: KeyframeFilter) -> And:
         """Accept what both accept."""
-        return And(self, other)  # type: ignore[arg-type]
+        return And(self, other) if isinstance(other, KeyframeFilter) else NotImplemented  # type: ignore[arg-type]
 
     def __or__(self, other: KeyframeFilter) -> Or:
         """Accept what either accepts."""
-        return Or(self, other)  # type: ignore[arg-type]
+        return Or(self, other) if isinstance(other, KeyframeFilter) else NotImplemented  # type: ignore[arg-type]
 
     def __invert__(self) -> Not:
         """Accept what this one rejects."""

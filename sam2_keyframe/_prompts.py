@@ -45,7 +45,7 @@ def read_prompts(
 def _mask(obj_id: Any, mask: Any, size: tuple[int, int]) -> Any:
     if np.ndim(mask) != 2:
         raise ValueError(f"the mask of object {obj_id!r} has {np.ndim(mask)} dimensions; give an (H, W) mask")
-    mask = mask if isinstance(mask, Tensor) else np.asarray(mask, dtype=bool)
+    mask = mask.bool() if isinstance(mask, Tensor) else np.asarray(mask, dtype=bool)
     if tuple(mask.shape) != size:
         raise ValueError(
             f"the mask of object {obj_id!r} is {mask.shape[1]}x{mask.shape[0]} and the frame {size[1]}x{size[0]}; "

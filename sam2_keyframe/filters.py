@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sam2_keyframe._adaptive import Adaptive, Hysteresis, MotionScaled, Quantile, SceneBoundary, StableArea
 from sam2_keyframe._checks import check_number, check_whole
 from sam2_keyframe._logic import And, Combinable, Not, Or, named, reads, score_of
@@ -213,7 +215,7 @@ class Frames(Combinable):
 
     def __post_init__(self) -> None:
         """Check the frames and sort them."""
-        chosen = tuple(sorted(set(self.chosen)))
+        chosen = tuple(sorted({i.item() if isinstance(i, np.generic) else i for i in self.chosen}))
         for idx in chosen:
             if isinstance(idx, bool) or not isinstance(idx, int) or idx < 0:
                 raise ValueError(f"Frames(chosen={self.chosen!r}): {idx!r} must be a whole number of at least 0")

@@ -83,7 +83,7 @@ class ImageCosine:
     side: int = 8
 
     def __post_init__(self) -> None:
-        check_range(self, "side", 1)
+        check_range(self, "side", 1, whole=True)
 
     def describe(self, frame: TrackedFrame) -> None:
         """Keep the (side² · C,) float16 unit vector under `frame/embedding/<side>`, once for all objects."""

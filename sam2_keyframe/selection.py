@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from sam2_keyframe._holdings import RECORDS, Decision, Holdings
+from sam2_keyframe._holdings import Decision, Holdings
 from sam2_keyframe._pending import Pending
 from sam2_keyframe.buffer import RollingBuffer
 from sam2_keyframe.filters import as_filter
@@ -20,6 +20,7 @@ from sam2_keyframe.keyframe_memory import KeyframeMemory
 from sam2_keyframe.scorers import ObjectScore, PredictedIoU
 from sam2_keyframe.types import (
     BASE_SCORES,
+    RECORDS,
     FrameRecord,
     Held,
     History,

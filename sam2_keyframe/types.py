@@ -17,6 +17,9 @@ from torch import Tensor
 BASE_SCORES = ("predicted_iou", "object_score", "area")
 """Scores that every observed frame carries, whatever its scorer: see `FrameRecord.scores`."""
 
+RECORDS = 300
+"""Records of past frames that filters and scorers may look at."""
+
 
 class Described:
     """Makes each descriptor and intermediate result of a frame once."""
@@ -175,7 +178,7 @@ class History:
         keyframe: The last keyframe (at first the prompted frame); None before there is one.
         previous: The frame tracked just before.
         keyframes: The prompted frames and the keyframes held, oldest first.
-        records: Host numbers of past frames, oldest first, at most the last 300.
+        records: Host numbers of past frames, oldest first, at most the last `RECORDS`.
     """
 
     keyframe: Reference | None = None

@@ -14,7 +14,7 @@ import sam2_keyframe
 PACKAGE = Path(sam2_keyframe.__file__).parent
 MAY_IMPORT = {
     "types": [],
-    "scorers": ["types", "scorers"],
+    "scorers": ["types", "_checks", "scorers"],
     "_checks": ["types"],
     "_logic": ["types"],
     "_adaptive": ["types", "_checks", "_logic"],

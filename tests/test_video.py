@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -239,3 +241,44 @@ def test_tracked_frames_are_recorded_as_by_stock(predictor: Any, clip: Any, clip
     assert records[1][0] == {4: {"reverse": True}, 5: {"reverse": True}, 6: {"reverse": True}} | {
         t: {"reverse": False} for t in (7, 8)
     }
+
+
+def test_avi_with_reordered_frames_is_read_in_order(footage: np.ndarray, tmp_path: Path) -> None:
+    """Its packets are stamped in the order in which they are decoded, which is not that of the frames."""
+    path = tmp_path / "reordered.avi"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"bf": "3", "crf": "1"})
+        stream.height, stream.width = footage.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for pixels in footage:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode())
+    capture = cv2.VideoCapture(str(path))
+    theirs = [capture.read()[1][..., ::-1] for _ in footage]
+    with FrameSource(path) as source:
+        assert len(source) == len(footage)
+        for t in (1, 0, 5, 3, len(footage) - 1):
+            assert np.abs(source.frame(t).astype(int) - theirs[t]).mean() < 2
+            assert np.abs(footage.astype(int) - source.frame(t)).mean((1, 2, 3)).argmin() == t
+
+
+def test_sixteen_bit_pictures_keep_their_grey(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "0.png"), ramp)
+    found = FrameSource(tmp_path).frame(0)
+    assert np.abs(found.astype(int) - (ramp // 256)[..., None]).max() == 0
+
+
+def test_names_that_look_like_numbers_or_protocols(
+    footage: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: dict[str, Path]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name, pixels in zip(("①", "²", "2", "10"), footage, strict=False):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    assert len(FrameSource(folder)) == 4
+    assert np.array_equal(FrameSource(folder).frame(0), footage[2])
+    (tmp_path / "12:30.mp4").write_bytes(videos["mp4"].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with FrameSource("12:30.mp4") as source:
+        assert len(source) == len(footage)

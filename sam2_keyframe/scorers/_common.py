@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
+from sam2_keyframe._checks import plain
 from sam2_keyframe.types import History, Reference, TrackedFrame
 
 Against = Literal["keyframe", "previous"]
@@ -56,7 +57,7 @@ def check_choice(owner: object, field: str, choices: tuple[str, ...]) -> None:
 
 def check_range(owner: object, field: str, low: float, high: float = float("inf"), whole: bool = False) -> None:
     """Raise ValueError unless the owner's field holds a number from low to high, a whole one where asked for."""
-    value: Any = getattr(owner, field)
+    value = plain(owner, field)
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not (number and low <= value <= high):
         kind = "whole number" if whole else "number"

@@ -22,8 +22,8 @@ WARM_UP = 5
 def standardise(value: Tensor, name: str, records: Sequence[FrameRecord], window: int) -> Tensor:
     """Return how far a score lies above its running mean, in standard deviations; 0 where it lies below.
 
-    Mean and standard deviation are over the last `window` records in which the score is a number. With fewer than
-    `WARM_UP` of them the result is 0. The standard deviation counts as at least 1e-3 and 1 % of the mean, so that
+    Mean and standard deviation are over those of the last `window` records in which the score is a number. With fewer
+    than `WARM_UP` of them the result is 0. The standard deviation counts as at least 1e-3 and 1 % of the mean, so that
     a still scene does not make rounding look unusual.
     """
     past = [score for record in list(records)[-window:] if math.isfinite(score := record.scores.get(name, math.nan))]

@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_max_pool2d, pad
 
 from sam2_keyframe.scorers._common import in_float32
 from sam2_keyframe.scorers.masks import mask_boxes
+from sam2_keyframe.scorers.quality import PredictedIoU
 from sam2_keyframe.types import History, TrackedFrame
 
 SIDE = 128
@@ -26,7 +27,8 @@ class Distractor:
     SAM 2 proposes several masks and keeps the one it rates best. Of each other mask, what the chosen one does not
     cover is reduced to its largest connected part. The score is 1 - the smallest ratio of the area of the chosen
     mask's box to that of the box around both. 0: the alternatives add nothing, or there is no other candidate (a
-    prompted frame) or no object; above 0.3 the frame shows a distractor.
+    prompted frame) or no object; above 0.3 the frame shows a distractor. The chosen mask is the one whose predicted
+    IoU the frame has, which need not be the highest where a method chooses by motion.
 
     Source: the introspection test of DAM4SAM (J. Videnovic et al., arXiv 2411.17576), where 0.7 is the box IoU.
     Differences: it works at the video's resolution; here what is left of a mask is found at that of SAM 2's masks, its
@@ -45,7 +47,8 @@ class Distractor:
         count = masks.shape[0]
         if count == 1:
             return torch.zeros((), device=masks.device)
-        best = frame.candidate_ious[0].argmax()
+        chosen_iou = frame.measure(PredictedIoU(), history)
+        best = (frame.candidate_ious[0].float() - chosen_iou).abs().argmin()
         order = (best + torch.arange(count, device=masks.device)) % count
         masks = masks.index_select(0, order)
         masks = torch.cat([masks[:1], masks[1:] & ~masks[:1]])
@@ -53,7 +56,7 @@ class Distractor:
         chosen, rest = small[:1], small[1:]
         boxes = mask_boxes(torch.cat([chosen, chosen | largest_part(rest)]))
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        return (1 - areas[0] / areas.amax().clamp(min=1)) * (areas[0] > 0)
+        return (1 - areas[0] / areas.amax().clamp(min=1)) * ((areas[0] > 0) & (frame.object_score_logits[0, 0] > 0))
 
 
 def largest_part(masks: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ from sam2_keyframe.types import History, Reference, TrackedFrame
 
 @dataclass(frozen=True)
 class OpticalFlow:
-    """How far, or in which direction, the picture moved. Lengths are shares of the frame's longer side.
+    """How far, or in which direction, the picture moved. Lengths are shares of the square that SAM 2 makes of a frame.
 
+    In a wide video, motion across is a share of its width and motion down of its height.
     At 256 px right for a camera's motion of up to 30 px. An object that moves by itself is followed over 30 px where it
     is looked at alone (`region="object"`, and `"relative"`), given its masks; on the whole frame its motion is blurred
     with the background's and comes out too short. Against an old keyframe, whose content may have left the frame,

@@ -58,21 +58,25 @@ class MaskIoU:
 
 
 def canonical(mask: Tensor, side: int = 96) -> Tensor:
-    """Return a bool mask centred and scaled to one area, as (side, side) float32 in [0, 1]; all 0 when empty.
+    """Return a bool mask centred and scaled to one area, (side + side / 16, side) float32 in [0, 1]; all 0 when empty.
 
     The square looked at reaches twice the root of the area to each side of the centroid, so a mask up to 16 times
-    as long as wide fits. Interpolated, because the original's pixels fall between the new ones.
+    as long as wide fits. Interpolated, because the original's pixels fall between the new ones. The last rows, as many
+    cells as the area has, hold the share of it that lies outside: of parts far from each other where, is not told.
     """
     height, width = mask.shape
     weight = mask.float()
     area = weight.sum().clamp(min=1)
-    x = (weight.sum(0) * torch.arange(width, device=mask.device)).sum() / area + 0.5
-    y = (weight.sum(1) * torch.arange(height, device=mask.device)).sum() / area + 0.5
-    steps = (torch.arange(side, device=mask.device) + 0.5) * (4 / side) - 2
-    columns, rows = x + steps * area.sqrt(), y + steps * area.sqrt()
+    across, down = (torch.arange(0.5, n, device=mask.device) for n in (width, height))
+    x, y = (weight.sum(0) * across).sum() / area, (weight.sum(1) * down).sum() / area
+    reach = 2 * area.sqrt()
+    outside = (((across - x).abs() > reach) | ((down - y).abs() > reach)[:, None]) * weight
+    steps = (torch.arange(0.5, side, device=mask.device) * (2 / side) - 1) * reach
+    columns, rows = x + steps, y + steps
     columns, rows = columns * (2 / width) - 1, rows * (2 / height) - 1
     grid = torch.stack([columns.expand(side, -1), rows[:, None].expand(-1, side)], -1)
-    return grid_sample(weight[None, None], grid[None], align_corners=False)[0, 0]
+    inside = grid_sample(weight[None, None], grid[None], align_corners=False)[0, 0]
+    return torch.cat([inside, (outside.sum() / area).expand(side // 16, side)])
 
 
 @dataclass(frozen=True)

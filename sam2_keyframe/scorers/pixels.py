@@ -99,18 +99,20 @@ class FrameDifference:
 
 
 def hue_saturation(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return hue and saturation, each (h, w) in [0, 1], of a (3, h, w) RGB image; grey has hue 0."""
+    """Return hue and saturation, each (h, w) in [0, 1], of a (3, h, w) RGB image; grey has neither.
+
+    Channels half a level of 255 apart count as equal: SAM 2's normalisation, undone, leaves rounding between them.
+    """
     red, green, blue = image
     high, low = image.amax(0), image.amin(0)
     span = high - low
-    safe = span.clamp(min=1e-12)
+    coloured = span > 0.5 / 255
     sector = torch.where(
         high == red,
-        (green - blue) / safe,
-        torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        (green - blue) / span,
+        torch.where(high == green, 2 + (blue - red) / span, 4 + (red - green) / span),
     )
-    hue = torch.where(span > 0, sector / 6, 0.0)
-    return hue + (hue < 0), span / high.clamp(min=1e-12)
+    return torch.where(coloured, sector / 6, 0.0).remainder(1), torch.where(coloured, span / high, 0.0)
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,13 @@ class Histogram:
         else:
             channels = hue_saturation(frame.image.float())
         sizes = self._sizes()
+        edge = 1e-4  # of a bin: a level on its edge, red's hue of 0 or 1 too, is in one bin however it was rounded
         index, *more = (
-            (channel * size).long().clamp(0, size - 1) for channel, size in zip(channels, sizes, strict=True)
+            (channel * size + edge).long() % size if turns else (channel * size + edge).long().clamp(0, size - 1)
+            for channel, size, turns in zip(channels, sizes, (self.space == "hsv", False, False), strict=False)
         )
         for digit, size in zip(more, sizes[1:], strict=True):
-            index = index * size + digit
+            index = torch.add(digit, index, alpha=size)
         return index
 
 

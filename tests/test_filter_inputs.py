@@ -1,0 +1,44 @@
+"""What filters and scorers are given: numbers of any kind, and nothing that would be passed over in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sam2_keyframe as sk
+from sam2_keyframe.filters import Adaptive, Frames, Quality, Quantile, StableArea
+from sam2_keyframe.relations import ImageCosine
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Adaptive(last=301),
+        lambda: Quantile(0.5, last=500, warmup=400),
+        lambda: StableArea(within=301),
+    ],
+)
+def test_more_frames_than_are_remembered_are_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"whole number from . to 300"):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    for rule in (Adaptive(k=np.float64(0.5), last=np.int64(20)), Quality(np.float32(0.5)), Frames(np.array([4, 2]))):
+        assert eval(repr(rule), vars(sk)) == rule
+    assert Frames(np.array([4, 2])).chosen == (2, 4)
+    assert eval(repr(sk.Histogram(bins=16)), vars(sk)) == sk.Histogram()
+    assert eval(repr(sk.FrameDifference(noise_floor=np.float64(0.5))), vars(sk)).noise_floor == 0.5
+
+
+def test_a_filter_goes_with_a_filter() -> None:
+    for pair in (lambda: sk.Visible() & 0.3, lambda: sk.Visible() | sk.MaskIoU()):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            pair()
+
+
+def test_part_of_a_cell_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"side=2.5.*whole number"):
+        ImageCosine(side=2.5)  # type: ignore[arg-type]
