@@ -51,7 +51,7 @@ def main_methods(options: argparse.Namespace) -> int:
         if part.data == "synthetic":
             time_runs(plan)
         keep_plan(plan, options.results)
-    labels = [" ".join([name, *replacements]) for name, replacements in chosen]
+    labels = [] if options.only_table else [" ".join([name, *replacements]) for name, replacements in chosen]
     write_text(options.results / "README.md", table(load_groups(options.results), left_out, labels))
     sys.stderr.write(f"{options.results}/README.md\n")
     return code

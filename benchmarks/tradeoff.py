@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from benchmarks import _tradeoff_text as text
-from benchmarks._compare import keep_results, load_groups
+from benchmarks._compare import check_kept, keep_results, load_groups
 from benchmarks._parts import add_real_data, parts
 from benchmarks._store import write_text
 from benchmarks.run import add_arguments, carry_out, make_plan
@@ -109,12 +109,17 @@ def _run(options: argparse.Namespace) -> int:
         settings, clips = recommended(), MORE_CLIPS
     options.clips = options.clips or clips
     options.results.mkdir(parents=True, exist_ok=True)
-    for part in parts(options):
-        plan = make_plan(part, settings, share=True)
+    plans = [make_plan(part, settings, share=True) for part in parts(options)]
+    files = [
+        options.results / f"{plan.dataset.name}_{plan.dataset.split}_{len(plan.dataset.names)}.json" for plan in plans
+    ]
+    for plan, file in zip(plans, files, strict=True):
+        check_kept(plan.runs[0][0].config, file)
+    for plan, file in zip(plans, files, strict=True):
         code = max(code, carry_out(plan, options.workers))
         metrics = [json.loads((run.path / "metrics.json").read_text()) for run, _ in plan.runs]
-        name = f"{plan.dataset.name}_{plan.dataset.split}_{len(plan.dataset.names)}.json"
-        keep_results([each for each in metrics if each["objects"]], options.results / name)
+        if finished := [each for each in metrics if each["objects"]]:
+            keep_results(finished, file)
     return code
 
 

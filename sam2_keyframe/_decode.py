@@ -97,7 +97,7 @@ def open_rgb(path: str | Path) -> Picture:
 
     with Image.open(path) as image:
         image.load()
-    if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+    if image.mode.startswith("I;16"):  # 16 bits, which PIL would cut off at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 

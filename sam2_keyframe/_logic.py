@@ -15,11 +15,11 @@ class Combinable:
 
     def __and__(self, other: KeyframeFilter) -> And:
         """Accept what both accept."""
-        return And(self, other) if isinstance(other, KeyframeFilter) else NotImplemented  # type: ignore[arg-type]
+        return And(self, other) if _is_filter(other) else NotImplemented  # type: ignore[arg-type]
 
     def __or__(self, other: KeyframeFilter) -> Or:
         """Accept what either accepts."""
-        return Or(self, other) if isinstance(other, KeyframeFilter) else NotImplemented  # type: ignore[arg-type]
+        return Or(self, other) if _is_filter(other) else NotImplemented  # type: ignore[arg-type]
 
     def __invert__(self) -> Not:
         """Accept what this one rejects."""
@@ -29,6 +29,10 @@ class Combinable:
     def reads(self) -> frozenset[str]:
         """Names of the scores that the filter reads."""
         return frozenset()
+
+
+def _is_filter(other: object) -> bool:
+    return isinstance(other, KeyframeFilter) and not isinstance(other, type)
 
 
 def reads(rule: object) -> frozenset[str]:

@@ -62,10 +62,13 @@ def new_folder(place: Path, ours: Sequence[str]) -> Iterator[Path]:
             earlier = work / "earlier"
             earlier.mkdir()
             yield work
-            for name in ours:
-                for found, wanted in ((place / name, earlier / name), (work / name, place / name)):
-                    if found.exists():
-                        found.rename(wanted)
+            try:
+                _move(ours, place, earlier)
+                _move(ours, work, place)
+            except BaseException:
+                _move(ours, place, work)
+                _move(ours, earlier, place)
+                raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
             _remove(missing)
@@ -87,6 +90,12 @@ def check_place(place: Path, ours: Sequence[str]) -> None:
     if foreign or (held and not any((place / name).is_file() for name in ours)):
         names = ", ".join((foreign or held)[:3])
         raise ValueError(f"--out {place}: holds other files ({names}); choose a new or an empty folder")
+
+
+def _move(names: Sequence[str], source: Path, target: Path) -> None:
+    for name in names:
+        if (source / name).exists() and not (target / name).exists():
+            (source / name).rename(target / name)
 
 
 def _locked(file: IO[str]) -> bool:

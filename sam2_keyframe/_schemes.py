@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_keyframe._checks import plain
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
@@ -74,7 +76,7 @@ class Pool:
     conditioning: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 2:
+        if plain(self, "size") < 2:
             raise ValueError(f"Pool(size={self.size}): give 2 or more, or use Whole()")
 
     def plan(self, grid: tuple[int, int], mask: Tensor | None = None) -> Plan:
@@ -106,7 +108,7 @@ class Foveated:
     conditioning: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 2 or not 0 < self.share < 1:
+        if plain(self, "size") < 2 or not 0 < plain(self, "share") < 1:
             raise ValueError(f"{self!r}: give a size of 2 or more and a share in (0, 1)")
 
     def plan(self, grid: tuple[int, int], mask: Tensor | None = None) -> Plan:
@@ -141,20 +143,21 @@ class Foveated:
 def _distance(covered: Tensor) -> Tensor:
     """Return how far each window is from the object, in windows, as (B, n); without an object, from the middle.
 
-    Of windows equally far from its edge, those nearer to all of it count as nearer.
+    Of windows equally far from its edge, those nearer to its middle count as nearer.
 
     Args:
         covered: (B, rows, columns) share of each window that is object.
     """
-    rows, columns = (torch.arange(side, device=covered.device) for side in covered.shape[1:])
-    places = torch.cartesian_prod(rows, columns).float()
-    apart = (places[:, None] - places).square().sum(2).sqrt()
-    covered = covered.flatten(1)
-    there = covered.amax(1, keepdim=True) > 0
-    nearest = apart.masked_fill(covered[:, None] == 0, float("inf")).amin(2)
+    rows, columns = (torch.arange(float(side), device=covered.device) for side in covered.shape[1:])
+    down, across = ((line[:, None] - line).square() for line in (rows, columns))
+    there = covered.amax((1, 2), keepdim=True) > 0
+    beyond = torch.zeros_like(covered).masked_fill(covered == 0, float("inf"))
+    beyond = (beyond[:, :, None] + across).amin(3)  # squared, to the object in the same row, then in any
+    nearest = (beyond[:, None] + down[:, :, None]).amin(2).sqrt()
     weight = torch.where(there, covered, 1.0)
-    mean = (weight[:, None] * apart).sum(2) / weight.sum(1, keepdim=True)
-    return torch.where(there, nearest, 0.0) + 1e-3 * mean
+    y, x = ((weight.sum(over) * line).sum(1) / weight.sum((1, 2)) for over, line in ((2, rows), (1, columns)))
+    middle = (rows - y[:, None]).square()[:, :, None] + (columns - x[:, None]).square()[:, None]
+    return (torch.where(there, nearest, 0.0) + 1e-3 * middle.sqrt()).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ class SalientTokens:
     share: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
+        if not 0 < plain(self, "share") < 1:
             raise ValueError(f"{self!r}: give a share in (0, 1)")
 
     def plan(self, grid: tuple[int, int], mask: Tensor | None = None, drawn: Tensor | None = None) -> Plan:

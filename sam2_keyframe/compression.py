@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_keyframe._checks import plain
 from sam2_keyframe._packing import Codec, Packed, data_of
 
 
@@ -94,7 +95,7 @@ class Downsample(Codec):
     size: int = 2
 
     def __post_init__(self) -> None:
-        if self.size not in (2, 4):
+        if plain(self, "size") not in (2, 4):
             raise ValueError(f"Downsample(size={self.size}): choose 2 or 4")
 
     def _pack(self, features: Tensor, previous: Packed | None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -132,7 +133,7 @@ class Prune(Codec):
     keep: int | float = 0.5
 
     def __post_init__(self) -> None:
-        _check_count("keep", self.keep)
+        _check_count("keep", plain(self, "keep"))
 
     def _pack(self, features: Tensor, previous: Packed | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = features.float()
@@ -175,7 +176,7 @@ class PCA(Codec):
     basis: Literal["memory", "running"] = "memory"
 
     def __post_init__(self) -> None:
-        _check_count("rank", self.rank)
+        _check_count("rank", plain(self, "rank"))
         if self.basis not in ("memory", "running"):
             raise ValueError(f"PCA(basis={self.basis!r}): choose 'memory' or 'running'")
 

@@ -267,6 +267,7 @@ def as_filter(keep: KeyframeFilter | float) -> KeyframeFilter:
         TypeError: `keep` is neither a number nor a filter.
         ValueError: `keep` is NaN.
     """
+    keep = keep.item() if isinstance(keep, np.generic) else keep
     if isinstance(keep, bool) or not isinstance(keep, int | float | KeyframeFilter):
         raise TypeError(f"keep={keep!r}: give a number (a threshold on the significance) or a keyframe filter")
     if not isinstance(keep, int | float):

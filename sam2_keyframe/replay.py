@@ -114,8 +114,9 @@ def replay(
         **overrides: Choices of the method to replace, as in `wrap`.
 
     Raises:
-        ValueError: Masks or prompts are malformed, the video is another one, or the method needs what is not there:
-            SAM 2's features without a recording, `AttentionShare`, `Relevant`, or a choice of masks.
+        ValueError: Masks or prompts are malformed, the video is shorter than the recording or of another length than
+            masks from elsewhere, or the method needs what is not there: SAM 2's features without a recording,
+            `AttentionShare`, `Relevant`, or a choice of masks.
         TypeError: A choice is of the wrong kind.
         OSError: A file cannot be read.
     """

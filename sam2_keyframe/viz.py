@@ -179,7 +179,8 @@ def filmstrip(
     strips = []
     for t in chosen:
         before = _before(rows, t)
-        way = -1 if before and before[-1] > t else 1
+        after = [s for s in rows if s != t][:1]  # of the first frame tracked
+        way = -1 if (before[-1] > t if before else after and after[0] < t) else 1
         near = [s for s in before if abs(t - s) <= slots and s not in prompts]
         given = [s for s in prompts if (t - s) * way > 0 or s in rows[t].attended]  # a later one: maybe not yet
         strips += [(t, way, "SAM 2 alone", sorted([*given, *near])), (t, way, name, sorted(rows[t].attended))]
@@ -273,13 +274,13 @@ def _significance(axes: Any, by_id: Mapping[int, MemoryStats], keep: object) -> 
 
 
 def _summed(by_id: Mapping[int, MemoryStats], name: str) -> dict[int, tuple[int, int]]:
-    """Return bytes and tokens of all objects together by frame; on one without a row, an object holds what it held."""
+    """Return bytes and tokens of all objects together by frame; between its rows an object holds what it held."""
     total = {t: (0, 0) for t in sorted({row.frame_idx for each in by_id.values() for row in each.rows})}
     for each in by_id.values():
         rows, last = {row.frame_idx: row for row in each.rows}, None
         for t, (nbytes, tokens) in total.items():
             last = rows.get(t, last)
-            if last is not None:
+            if last is not None and t <= max(rows):
                 occupancy = getattr(last, name)
                 total[t] = nbytes + occupancy.nbytes, tokens + occupancy.tokens
     return total

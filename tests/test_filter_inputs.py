@@ -29,12 +29,20 @@ def test_numbers_of_numpy_are_numbers() -> None:
     for rule in (Adaptive(k=np.float64(0.5), last=np.int64(20)), Quality(np.float32(0.5)), Frames(np.array([4, 2]))):
         assert eval(repr(rule), vars(sk)) == rule
     assert Frames(np.array([4, 2])).chosen == (2, 4)
-    assert eval(repr(sk.Histogram(bins=16)), vars(sk)) == sk.Histogram()
+    assert sk.KeyframeMemory(keep=np.float32(0.5)).keep == sk.Threshold(0.5)
+    given = (
+        sk.Histogram(bins=np.int64(16)), sk.PCA(np.float64(0.25)), sk.PCA(np.int64(4)), sk.Prune(np.float64(0.5)),
+        sk.Downsample(np.int64(4)), sk.Foveated(np.float64(0.2), np.int64(2)), sk.Pool(np.int64(4)),
+        sk.SalientTokens(np.float64(0.1)),
+    )  # fmt: skip
+    for choice in given:
+        assert "np." not in repr(choice)
+        assert eval(repr(choice), vars(sk)) == choice
     assert eval(repr(sk.FrameDifference(noise_floor=np.float64(0.5))), vars(sk)).noise_floor == 0.5
 
 
 def test_a_filter_goes_with_a_filter() -> None:
-    for pair in (lambda: sk.Visible() & 0.3, lambda: sk.Visible() | sk.MaskIoU()):
+    for pair in (lambda: sk.Visible() & 0.3, lambda: sk.Visible() | sk.MaskIoU(), lambda: sk.Visible() & sk.Quality):
         with pytest.raises(TypeError, match="unsupported operand"):
             pair()
 

@@ -99,3 +99,30 @@ def test_a_link_to_nowhere_is_refused(out: Path) -> None:
     with pytest.raises(ValueError, match="cannot be written"), new_folder(out, OUTPUTS):
         pass
     assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_an_interrupt_while_results_take_their_place_leaves_the_earlier_ones(
+    after: int, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out.mkdir(parents=True)
+    for name in ("frames.csv", "timeline.png"):
+        (out / name).write_text("earlier")
+    calls, real = [], Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    def write() -> None:
+        with new_folder(out, OUTPUTS) as work:
+            for name in ("frames.csv", "timeline.png"):
+                (work / name).write_text("new")
+            monkeypatch.setattr(Path, "rename", rename)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert names(out) == ["frames.csv", "timeline.png"]
+    assert {(out / name).read_text() for name in names(out)} == {"earlier"}

@@ -148,6 +148,28 @@ def test_an_object_holds_what_it_held_while_it_is_prompted(corrected: dict[int, 
     assert total[6] == (first[6].nbytes + second[6].nbytes, first[6].tokens + second[6].tokens)
 
 
+def test_in_reverse_an_object_holds_nothing_before_it_is_there(predictor: Any, clip: Any, clip_folder: Path) -> None:
+    state = predictor.init_state(str(clip_folder))
+    with torch.inference_mode(), wrap(predictor, "window"):
+        predictor.add_new_mask(state, 11, 1, clip.masks[11] == 1)
+        list(predictor.propagate_in_video(state, 11, max_frame_num_to_track=6, reverse=True))
+        predictor.add_new_mask(state, 5, 2, clip.masks[5] == 2)
+        list(predictor.propagate_in_video(state, 5, max_frame_num_to_track=3, reverse=True))
+    stats = memory_stats(state)
+    alone = {row.frame_idx: row.memory for row in stats[1].rows}
+    total = viz._summed(stats, "memory")
+    for t in range(6, 11):
+        assert total[t] == (alone[t].nbytes, alone[t].tokens)
+    assert total[3][0] > alone[6].nbytes
+    first = stats[1].rows[0].frame_idx
+    notes: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = viz._note
+        patch.setattr(viz, "_note", lambda *given: notes.append(real(*given)) or notes[-1])
+        viz.filmstrip(stats[1], clip.frames.__getitem__, moments=[first], prompts=[11])
+    assert notes == ["frame 11, 1 ago"] * 2
+
+
 def test_filmstrip_with_masks_marks_prompts_and_keyframes(stats: dict[int, MemoryStats], clip: Any) -> None:
     frames = clip.frames.__getitem__
     bare = np.asarray(viz.filmstrip(stats[1], frames, moments=[20]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sam2_keyframe.scorers._common import check_choice, check_range, in_float32
 from sam2_keyframe.scorers.features import FeatureShift, describe, vector_change
 from sam2_keyframe.scorers.masks import MaskIoU
-from sam2_keyframe.types import FrameRecord, History, Scorer, TrackedFrame
+from sam2_keyframe.types import RECORDS, FrameRecord, History, Scorer, TrackedFrame
 
 WARM_UP = 5
 """Past scores without which nothing is called unusual."""
@@ -87,7 +87,7 @@ class Surprise:
     name: str = "surprise"
 
     def __post_init__(self) -> None:
-        check_range(self, "window", WARM_UP, 300, whole=True)
+        check_range(self, "window", WARM_UP, RECORDS, whole=True)
         _check_names(self, self.parts)
 
     @property
@@ -160,7 +160,7 @@ class Combine:
         object.__setattr__(self, "parts", tuple(self.parts))
         check_choice(self, "how", ("sum", "max", "product"))
         check_choice(self, "scale", ("raw", "z"))
-        check_range(self, "window", WARM_UP, 300, whole=True)
+        check_range(self, "window", WARM_UP, RECORDS, whole=True)
         if len(self.parts) < 2:
             raise ValueError(f"Combine(parts={self.parts!r}): give at least two scorers")
         if self.weights is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from sam2_keyframe._checks import plain
 from sam2_keyframe.scorers._common import (
     Against,
     Region,
@@ -148,8 +149,9 @@ class Histogram:
         check_choice(self, "metric", ("bhattacharyya", "chi_square", "correlation", "intersection"))
         check_choice(self, "reference", ("keyframe", "previous"))
         check_choice(self, "region", ("frame", "object"))
-        if isinstance(self.bins, list):
-            object.__setattr__(self, "bins", tuple(self.bins))
+        bins = plain(self, "bins")
+        if isinstance(bins, list):
+            object.__setattr__(self, "bins", tuple(bins))
         sizes = self._sizes()
         counts = all(type(size) is int and size >= 1 for size in sizes)
         if not counts or len(sizes) != self._channels or math.prod(sizes) > 8192:
