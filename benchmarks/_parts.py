@@ -34,21 +34,32 @@ def parts(options: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def make_plans(
-    options: Sequence[argparse.Namespace], methods: Sequence[tuple[str, list[str]]], folder: Path
+    options: Sequence[argparse.Namespace], methods: Sequence[tuple[str, list[str]]], folder: Path, counted: bool = False
 ) -> list[Plan]:
     """Return the plans of some methods on several data, which share image features; nothing is run or written.
+
+    Args:
+        options: For each data.
+        methods: Names and replacements.
+        folder: Where `keep_plan` will keep the results.
+        counted: As there.
 
     Raises:
         ValueError: Bad input; or the results folder holds runs that theirs may not be compared with.
     """
     plans = [make_plan(each, methods, share=True) for each in options]
     for plan in plans:
-        check_kept(plan.runs[0][0].config, _file(plan, folder))
+        check_kept(plan.runs[0][0].config, _file(plan, folder, counted))
     return plans
 
 
-def keep_plan(plan: Plan, folder: Path) -> Path:
+def keep_plan(plan: Plan, folder: Path, counted: bool = False) -> Path:
     """Write a plan's finished runs into one file of a results folder, named from data and split; returns it.
+
+    Args:
+        plan: What was carried out.
+        folder: The results folder.
+        counted: Whether the name tells the number of videos too.
 
     Raises:
         ValueError: Every video failed.
@@ -57,9 +68,11 @@ def keep_plan(plan: Plan, folder: Path) -> Path:
     finished = [each for each in metrics if each["objects"]]
     if not finished:
         raise ValueError(f"every video of {plan.dataset.name} failed under every method; the lines above say why")
-    keep_results(finished, _file(plan, folder))
-    return _file(plan, folder)
+    file = _file(plan, folder, counted)
+    keep_results(finished, file)
+    return file
 
 
-def _file(plan: Plan, folder: Path) -> Path:
-    return folder / f"{plan.dataset.name}_{plan.dataset.split}.json"
+def _file(plan: Plan, folder: Path, counted: bool) -> Path:
+    number = f"_{len(plan.dataset.names)}" if counted else ""
+    return folder / f"{plan.dataset.name}_{plan.dataset.split}{number}.json"

@@ -14,7 +14,6 @@ same command goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,10 @@ from pathlib import Path
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from benchmarks import _tradeoff_text as text
-from benchmarks._compare import check_kept, keep_results, load_groups
-from benchmarks._parts import add_real_data, parts
+from benchmarks._compare import load_groups
+from benchmarks._parts import add_real_data, keep_plan, make_plans, parts
 from benchmarks._store import write_text
-from benchmarks.run import add_arguments, carry_out, make_plan
+from benchmarks.run import add_arguments, carry_out
 
 RESULTS = Path(__file__).parent / "results" / "tradeoff"
 DEV_CLIPS, TEST_CLIPS, MORE_CLIPS, FRAMES = 60, 30, 300, 36
@@ -109,17 +108,9 @@ def _run(options: argparse.Namespace) -> int:
         settings, clips = recommended(), MORE_CLIPS
     options.clips = options.clips or clips
     options.results.mkdir(parents=True, exist_ok=True)
-    plans = [make_plan(part, settings, share=True) for part in parts(options)]
-    files = [
-        options.results / f"{plan.dataset.name}_{plan.dataset.split}_{len(plan.dataset.names)}.json" for plan in plans
-    ]
-    for plan, file in zip(plans, files, strict=True):
-        check_kept(plan.runs[0][0].config, file)
-    for plan, file in zip(plans, files, strict=True):
+    for plan in make_plans(parts(options), settings, options.results, counted=True):
         code = max(code, carry_out(plan, options.workers))
-        metrics = [json.loads((run.path / "metrics.json").read_text()) for run, _ in plan.runs]
-        if finished := [each for each in metrics if each["objects"]]:
-            keep_results(finished, file)
+        keep_plan(plan, options.results, counted=True)
     return code
 
 

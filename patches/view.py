@@ -138,9 +138,8 @@ def come_upon(
         moment: The frame being tracked.
     """
     others = [t for t in prompts if t not in read and t not in shown]
-    slots = {moment.slot(code) for code in range(moment.slots)}
-    near = {moment.near(distance) for distance in range(1, moment.pointers + 1)}
-    return [t for t in others if t in slots], [t for t in others if t in near]
+    slots, near = range(moment.slots), range(1, moment.pointers + 1)
+    return [t for t in others if t in map(moment.slot, slots)], [t for t in others if t in map(moment.near, near)]
 
 
 def pointers_read(

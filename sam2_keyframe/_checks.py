@@ -10,11 +10,16 @@ import numpy as np
 from sam2_keyframe.types import Relation
 
 
+def plain_number(value: Any) -> Any:
+    """Return Python's number for one of NumPy's, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def plain(owner: object, field: str) -> Any:
-    """Return a field's value, which NumPy's number is turned into, so that the owner's `repr` can be read again."""
-    value = getattr(owner, field)
-    if isinstance(value, np.generic):
-        value = value.item()
+    """Return a field's value, and make it Python's number where it is NumPy's, so that a `repr` can be read again."""
+    given = getattr(owner, field)
+    value = plain_number(given)
+    if value is not given:
         object.__setattr__(owner, field, value)
     return value
 

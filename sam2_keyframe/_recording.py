@@ -84,7 +84,7 @@ class Recording:
             ValueError: The file is no recording, or one of another version.
             OSError: It cannot be read.
         """
-        path = Path(path) / "recording.npz" if Path(path).is_dir() else path
+        path = Path(path) / RECORDING if Path(path).is_dir() else path
         try:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(file["about"].tobytes())

@@ -48,8 +48,8 @@ def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     start = time.perf_counter()
     method = make_method(options.method, **parse_set(options.set))
     with new_folder(options.out, OUTPUTS) as folder:
-        recorded = options.masks / RECORDING if (options.masks / RECORDING).is_file() else options.masks
-        masks = read_masks(recorded) if recorded.is_dir() else Recording.load(recorded)
+        pictures = options.masks.is_dir() and not (options.masks / RECORDING).is_file()
+        masks = read_masks(options.masks) if pictures else Recording.load(options.masks)
         with FrameSource(options.source) as source:
             result = replay(source, masks, method)
         _write_table(folder / "timeline.csv", result.timeline())

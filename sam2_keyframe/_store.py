@@ -6,7 +6,7 @@ the device, and changes them in place.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -153,9 +153,9 @@ class Store:
         for key in ("obj_ptr", "object_score_logits"):
             entry[key] = entry[key].to("cpu", non_blocking=True)
 
-    def drop_plans(self, but: Collection[int]) -> None:
-        """Forget which tokens are attended to, but of some frames."""
-        self.plans = {idx: plan for idx, plan in self.plans.items() if idx in but}
+    def drop_plans(self, but: Callable[[int], bool]) -> None:
+        """Forget which tokens are attended to, but of frames for which `but` is true."""
+        self.plans = {idx: plan for idx, plan in self.plans.items() if but(idx)}
 
     def release(self, device: torch.device) -> None:
         """Give SAM 2 what it can read by itself: memories restored, pointers of past frames back on the device."""

@@ -90,7 +90,7 @@ class MemoryBank:
         self.fresh = None
         for frame_idx in self.store.replaced():
             self._forget(frame_idx)
-        self.store.drop_plans(but={*cond, *self.non_cond})
+        self.store.drop_plans(but=lambda idx: idx in cond or idx in self.non_cond)
         prompts = self.selection.prompts
         self.selection.prompts = {idx: reference for idx, reference in prompts.items() if idx in cond}
 
@@ -251,7 +251,7 @@ class MemoryBank:
                 self.store.drop_memory(frame_idx, entry)
             if not near:
                 self.store.drop_entry(frame_idx, entry)
-        self.store.drop_plans(but=wanted | (self.store.plans.keys() - self.non_cond.keys()))  # prompts, which stay
+        self.store.drop_plans(but=lambda idx: idx in wanted or idx not in self.non_cond)  # prompts stay
         self.selection.trim(moment)
 
     # -- what it takes ------------------------------------------------------------------------------------------

@@ -10,10 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sam2_keyframe._adaptive import Adaptive, Hysteresis, MotionScaled, Quantile, SceneBoundary, StableArea
-from sam2_keyframe._checks import check_number, check_whole
+from sam2_keyframe._checks import check_number, check_whole, plain, plain_number
 from sam2_keyframe._logic import And, Combinable, Not, Or, named, reads, score_of
 from sam2_keyframe.types import FrameRecord, KeyframeFilter
 
@@ -77,8 +75,9 @@ class Threshold(Combinable):
 
     def __post_init__(self) -> None:
         """Check the bound."""
-        if isinstance(self.above, bool) or not isinstance(self.above, int | float) or math.isnan(self.above):
-            raise ValueError(f"Threshold(above={self.above!r}): must be a number")
+        above = plain(self, "above")
+        if isinstance(above, bool) or not isinstance(above, int | float) or math.isnan(above):
+            raise ValueError(f"Threshold(above={above!r}): must be a number")
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the score exceeds the bound or is unknown."""
@@ -215,7 +214,7 @@ class Frames(Combinable):
 
     def __post_init__(self) -> None:
         """Check the frames and sort them."""
-        chosen = tuple(sorted({i.item() if isinstance(i, np.generic) else i for i in self.chosen}))
+        chosen = tuple(sorted(set(map(plain_number, self.chosen))))
         for idx in chosen:
             if isinstance(idx, bool) or not isinstance(idx, int) or idx < 0:
                 raise ValueError(f"Frames(chosen={self.chosen!r}): {idx!r} must be a whole number of at least 0")
@@ -267,7 +266,7 @@ def as_filter(keep: KeyframeFilter | float) -> KeyframeFilter:
         TypeError: `keep` is neither a number nor a filter.
         ValueError: `keep` is NaN.
     """
-    keep = keep.item() if isinstance(keep, np.generic) else keep
+    keep = plain_number(keep)
     if isinstance(keep, bool) or not isinstance(keep, int | float | KeyframeFilter):
         raise TypeError(f"keep={keep!r}: give a number (a threshold on the significance) or a keyframe filter")
     if not isinstance(keep, int | float):

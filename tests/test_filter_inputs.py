@@ -30,6 +30,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         assert eval(repr(rule), vars(sk)) == rule
     assert Frames(np.array([4, 2])).chosen == (2, 4)
     assert sk.KeyframeMemory(keep=np.float32(0.5)).keep == sk.Threshold(0.5)
+    assert repr(sk.Threshold(np.float64(0.5))) == repr(sk.Threshold(0.5))
     given = (
         sk.Histogram(bins=np.int64(16)), sk.PCA(np.float64(0.25)), sk.PCA(np.int64(4)), sk.Prune(np.float64(0.5)),
         sk.Downsample(np.int64(4)), sk.Foveated(np.float64(0.2), np.int64(2)), sk.Pool(np.int64(4)),
