@@ -15,7 +15,7 @@ from benchmarks._track import precision
 from benchmarks.datasets import Video
 from benchmarks.run import Plan
 from sam2_keyframe import KeyframeMemory, make_method, wrap
-from sam2_keyframe.video import init_state
+from sam2_keyframe.video.source import init_state
 
 WARM_UP = 10
 """Frames left out: prompts, first calls, memories that fill."""

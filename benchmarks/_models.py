@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2_keyframe.app.models import SIZES, find_checkpoint, load_checkpoint, read_weights, recognise
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
-from sam2_keyframe.models import SIZES, find_checkpoint, load_checkpoint, read_weights, recognise
 
 
 def check_model(model: str, folder: Path) -> Path | None:

@@ -17,7 +17,7 @@ from benchmarks._legend import Look, families, left_out, looks
 from benchmarks._store import read_csv
 from benchmarks.datasets import Dataset, Video
 from benchmarks.sweep import BASELINES
-from sam2_keyframe.viz import overlay
+from sam2_keyframe.app.pictures import overlay
 
 PANELS = (
     ("peak_frames", "frames held (peak)"),

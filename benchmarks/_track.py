@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks import metrics
 from benchmarks.datasets import Mask, Video
 from sam2_keyframe import FrameStats, KeyframeMemory, memory_stats, wrap
-from sam2_keyframe.video import init_state
+from sam2_keyframe.video.source import init_state
 
 MIB = 2**20
 COUNTS = ("frames", "nbytes", "tokens")

@@ -7,7 +7,8 @@ import dataclasses
 from typing import Any
 
 import sam2_keyframe
-from sam2_keyframe import compression, filters
+from sam2_keyframe.bank import compression
+from sam2_keyframe.rules import filters
 
 _STRATEGIES = {
     name: value

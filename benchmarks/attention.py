@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from sam2_keyframe import make_method
-from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole, scheme_for
+from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, TokenLayout, Whole, scheme_for
 from sam2_keyframe.patches.attention import AttentionHook
 
 OUT = Path(__file__).parent / "results" / "attention"

@@ -19,8 +19,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole
-from sam2_keyframe.compression import PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
+from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, TokenLayout, Whole
+from sam2_keyframe.bank.compression import PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
 from sam2_keyframe.patches.attention import AttentionHook, read_layout
 from sam2_keyframe.synthetic import make_clip

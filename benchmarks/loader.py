@@ -60,7 +60,7 @@ def frames_480p(count: int) -> Iterator[np.ndarray]:
 
 def states(predictor: Any, source: Path) -> dict[str, Any]:
     """Return a lazy state, and one whose frames were read beforehand by the same code; both with an object."""
-    from sam2_keyframe.video import init_state
+    from sam2_keyframe.video.source import init_state
 
     found = {"lazy": init_state(predictor, source), "preloaded": init_state(predictor, source)}
     held = found["preloaded"]["images"]
@@ -73,7 +73,7 @@ def states(predictor: Any, source: Path) -> dict[str, Any]:
 
 def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
     """Return milliseconds a frame over whole passes in turn, their ratio, and what of it is spent on frames."""
-    from sam2_keyframe.video import FrameSource, LazyFrames, without_bars
+    from sam2_keyframe.video.source import FrameSource, LazyFrames, without_bars
 
     both = states(predictor, source)
     timed = {name: Timed(state["images"]) for name, state in both.items()}
@@ -115,7 +115,7 @@ def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
 
 def first_mask(predictor: Any, path: Path) -> dict[str, float]:
     """Return seconds until a long video can be prompted, and until its first two masks are there."""
-    from sam2_keyframe.video import init_state, without_bars
+    from sam2_keyframe.video.source import init_state, without_bars
 
     start = time.perf_counter()
     state = init_state(predictor, path)

@@ -84,8 +84,8 @@ def outputs(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Track `count` frames; yield each frame's index and the inference state."""
     import sam2_keyframe as sk
-    from sam2_keyframe.stream import Stream
-    from sam2_keyframe.video import init_state, without_bars
+    from sam2_keyframe.video.source import init_state, without_bars
+    from sam2_keyframe.video.stream import Stream
 
     frames, mask = footage(count if kind != "file" else count + 32, loop=loop)  # to the end, frames are read ahead
     if kind == "stream":

@@ -25,7 +25,7 @@ import sam2_keyframe as sk
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.patches.wrapping import Wrapping
 from sam2_keyframe.synthetic import make_clip
-from sam2_keyframe.video import init_state, without_bars
+from sam2_keyframe.video.source import init_state, without_bars
 
 RESULTS = Path(__file__).parent / "results" / "overhead"
 PINNED = {

@@ -23,7 +23,7 @@ from benchmarks._track import Tracked, frame_rows, object_rows, track
 from benchmarks._values import parse_pair
 from benchmarks.datasets import Dataset, Video, open_dataset
 from sam2_keyframe import KeyframeMemory, make_method
-from sam2_keyframe.models import check_place
+from sam2_keyframe.app.models import check_place
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,13 @@
 Importing the package changes nothing.
 """
 
-from sam2_keyframe.attention import ATTEND, Foveated, Pool, SalientTokens, Whole
-from sam2_keyframe.buffer import (
+from sam2_keyframe.attention.maths import ATTEND, Foveated, Pool, SalientTokens, Whole
+from sam2_keyframe.bank.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
+from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy
+from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_method
+from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
+from sam2_keyframe.replay import Geometry, Recording, Replay, record, replay
+from sam2_keyframe.rules.eviction import (
     EVICTION,
     LeastSignificant,
     LeastUsed,
@@ -15,8 +20,7 @@ from sam2_keyframe.buffer import (
     RelevanceFreshness,
     RollingBuffer,
 )
-from sam2_keyframe.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
-from sam2_keyframe.filters import (
+from sam2_keyframe.rules.filters import (
     FILTERS,
     Adaptive,
     Always,
@@ -39,18 +43,14 @@ from sam2_keyframe.filters import (
     Threshold,
     Visible,
 )
-from sam2_keyframe.kalman import MOTION, Kalman
-from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_method
-from sam2_keyframe.offline import choose_frames, coverage
-from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
-from sam2_keyframe.relations import RELATIONS, AttentionShare, CellCosine, DescriptorCosine, ImageCosine
-from sam2_keyframe.replay import Geometry, Recording, Replay, record, replay
-from sam2_keyframe.retrieval import SELECTION, DropRedundant, Nearest, Reconstruct, Relevant
+from sam2_keyframe.rules.genetic import choose_frames, coverage
+from sam2_keyframe.rules.motion import MOTION, Kalman
+from sam2_keyframe.rules.retrieval import SELECTION, DropRedundant, Nearest, Reconstruct, Relevant
+from sam2_keyframe.rules.similarity import RELATIONS, AttentionShare, CellCosine, DescriptorCosine, ImageCosine
 from sam2_keyframe.scorers import *  # noqa: F403 - every scorer is public
 from sam2_keyframe.scorers import __all__ as _scorers
-from sam2_keyframe.stats import FrameStats, MemoryStats, Occupancy
-from sam2_keyframe.stream import Stream
-from sam2_keyframe.video import FrameSource, init_state
+from sam2_keyframe.video.source import FrameSource, init_state
+from sam2_keyframe.video.stream import Stream
 
 __all__ = [
     "ATTEND",

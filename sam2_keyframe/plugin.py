@@ -6,12 +6,12 @@ from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, NoReturn
 
-from sam2_keyframe.keyframe_memory import KeyframeMemory
+from sam2_keyframe.bank.statistics import MIB, MemoryStats
+from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
 from sam2_keyframe.patches import find_patch
 from sam2_keyframe.patches.frames import KEY
 from sam2_keyframe.patches.sam2 import Sam2Patch
-from sam2_keyframe.stats import MIB, MemoryStats
 
 ATTRIBUTE = "_sam2_keyframe"
 """Instance attribute of a wrapped predictor that holds its handle."""

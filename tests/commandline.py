@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sam2_keyframe import cli
-from sam2_keyframe._output import Video
+from sam2_keyframe.app import cli
+from sam2_keyframe.app.output import Video
 
 FRAMES = 8
 

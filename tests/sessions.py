@@ -173,8 +173,21 @@ def two_videos(predictor: Any, folder: Path, clip: Any, seen: Seen) -> Iterator[
 SESSIONS: dict[str, Session] = {
     session.__name__: session
     for session in (
-        forward, two_objects, offloaded_state, offloaded_video, stepped, reverse, both_ways, over_again,
-        several_prompts, late_object, correction, removed_object, cleared_prompt, reset, two_videos,
+        forward,
+        two_objects,
+        offloaded_state,
+        offloaded_video,
+        stepped,
+        reverse,
+        both_ways,
+        over_again,
+        several_prompts,
+        late_object,
+        correction,
+        removed_object,
+        cleared_prompt,
+        reset,
+        two_videos,
     )
 }
 

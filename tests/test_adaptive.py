@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sam2_keyframe.filters import (
+from sam2_keyframe.rules.filters import (
     Adaptive,
     Hysteresis,
     MotionScaled,

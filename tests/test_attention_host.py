@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sam2_keyframe.attention import Foveated, Pool, SalientTokens, TokenLayout, Whole
+from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, TokenLayout, Whole
 from sam2_keyframe.patches import attention as patch
 from sam2_keyframe.patches.attention import AttentionHook, read_layout
 from sam2_keyframe.types import Memory, Moment
@@ -121,7 +121,7 @@ def test_windows_of_equal_tokens_without_rotation_equal_stock(scheme, monkeypatc
     torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)
     with hook.layout(layout(scheme, scheme, Whole())), monkeypatch.context() as m:  # negative control
         m.setattr(patch, "attend", lambda q, groups: real(q, [(1, k, v) for _, k, v in groups]))
-        from sam2_keyframe.attention import attend as real
+        from sam2_keyframe.attention.maths import attend as real
 
         assert not torch.allclose(host.memory_attention(**given), stock, atol=1e-3)
 
@@ -136,7 +136,7 @@ def test_kernels_and_bias_mask_agree_through_the_host(scheme, batch, monkeypatch
     schemes = layout(scheme, scheme, Pool(4), Whole(), batch=batch)
     with hook.layout(schemes):
         fused = host.memory_attention(**given)
-    monkeypatch.setattr("sam2_keyframe.attention.fused_kernel", lambda query: None)
+    monkeypatch.setattr("sam2_keyframe.attention.maths.fused_kernel", lambda query: None)
     with hook.layout(schemes):
         masked = host.memory_attention(**given)
     torch.testing.assert_close(fused, masked, atol=2e-5, rtol=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_keyframe.attention import Foveated, Whole
+from sam2_keyframe.attention.maths import Foveated, Whole
 from sam2_keyframe.patches.attention import AttentionHook, read_layout, shown_memories
 from sam2_keyframe.types import Memory, Moment
 

@@ -12,8 +12,8 @@ from test_attention_official import official
 from test_compression_wrapped import PACKED, bank_of
 
 import sam2_keyframe as sk
-from sam2_keyframe.attention import Foveated, Pool, SalientTokens, Whole
-from sam2_keyframe.compression import Int8
+from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, Whole
+from sam2_keyframe.bank.compression import Int8
 from sam2_keyframe.patches import attention as patch
 from sam2_keyframe.patches import sam2
 from sam2_keyframe.patches.attention import AttentionHook

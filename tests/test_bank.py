@@ -11,9 +11,9 @@ from sessions import run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sam2_keyframe as sk
-from sam2_keyframe._pending import Pending
+from sam2_keyframe.bank.pending import Pending
+from sam2_keyframe.bank.statistics import STORED
 from sam2_keyframe.patches.frames import KEY
-from sam2_keyframe.stats import STORED
 from sam2_keyframe.synthetic import make_clip
 
 LONG = 300

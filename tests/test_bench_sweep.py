@@ -13,8 +13,8 @@ from benchmarks._store import read_csv
 from benchmarks._values import parse_pair, parse_value, split_values
 from benchmarks.sweep import combinations
 from sam2_keyframe import Quality, Visible
+from sam2_keyframe.app.models import recognise
 from sam2_keyframe.micro import load_micro_predictor
-from sam2_keyframe.models import recognise
 
 SMALL = ["--image-size", "128", "--clips", "1", "--frames", "8", "--size", "64", "--challenges", "deformation"]
 

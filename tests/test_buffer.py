@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sam2_keyframe.buffer as buffer_module
-from sam2_keyframe import relations
-from sam2_keyframe.buffer import (
+import sam2_keyframe.rules.eviction as buffer_module
+from sam2_keyframe.rules import similarity as relations
+from sam2_keyframe.rules.eviction import (
     EVICTION,
     LeastSignificant,
     LeastUsed,

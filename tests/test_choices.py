@@ -11,10 +11,10 @@ from conftest import make_predictor
 from sessions import assert_equal, run
 
 import sam2_keyframe as sk
-from sam2_keyframe._consolidated import LEAST, LongTerm
-from sam2_keyframe.kalman import Track
+from sam2_keyframe.bank.consolidated import LEAST, LongTerm
 from sam2_keyframe.patches.frames import KEY, Frames
 from sam2_keyframe.patches.sam2 import closest
+from sam2_keyframe.rules.motion import Track
 
 
 def _state(predictor: Any, folder: Any, clip: Any, last: int = 23, prompts: tuple[int, ...] = (0,)) -> Any:
@@ -199,7 +199,7 @@ def test_the_proxy_is_the_first_layer_of_memory_attention(predictor: Any, clip_f
     """Against SAM 2's own rotary projections of the first layer, for the object's strongest positions."""
     from sam2.modeling.position_encoding import apply_rotary_enc
 
-    from sam2_keyframe.relations import foreground_queries
+    from sam2_keyframe.rules.similarity import foreground_queries
 
     state = _state(predictor, clip_folder, clip, last=6)
     output = state["output_dict_per_obj"][0]

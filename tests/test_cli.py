@@ -27,16 +27,13 @@ from sam2_keyframe import (
     MaskIoU,
     MinGap,
     Threshold,
-    _track,
-    cli,
     init_state,
-    models,
-    viz,
     wrap,
 )
-from sam2_keyframe import _options as options
-from sam2_keyframe._track import OUTPUTS
-from sam2_keyframe.video import FrameSource
+from sam2_keyframe.app import cli, models, options, pictures
+from sam2_keyframe.app import track as tracking
+from sam2_keyframe.app.track import OUTPUTS
+from sam2_keyframe.video.source import FrameSource
 
 
 @pytest.fixture
@@ -109,16 +106,16 @@ def test_masks_of_past_frames_are_not_held_and_not_missed(
 ) -> None:
     """With prompts that come later, too: the masks are those of a run that keeps all its masks."""
     states: list[Any] = []
-    monkeypatch.setattr(_track, "init_state", lambda *args: states.append(init_state(*args)) or states[-1])
+    monkeypatch.setattr(tracking, "init_state", lambda *args: states.append(init_state(*args)) or states[-1])
     later = {"--box": "1@14:20,20,90,90", "--point": "3@15:60,60"}
     given = [word for pair in later.items() for word in pair]
     assert track(film, out, "--mask", mask, *given, "--method", method, "--frames", 30) == 0
     predictor, _ = models.load_model("micro", "cpu", image_size=64)
     prompts = options.parse_prompts([str(mask)], [later["--box"]], [later["--point"]], frames=30, size=(128, 128))
     with FrameSource(film, num_frames=30) as source, wrap(predictor, method, keep_masks=True):
-        for t, _, obj_ids, logits in _track.sweep(predictor, _track.new_state(predictor, source), source, prompts):
+        for t, _, obj_ids, logits in tracking.sweep(predictor, tracking.new_state(predictor, source), source, prompts):
             with Image.open(out / "masks" / f"{t:05d}.png") as image:
-                assert np.array_equal(np.asarray(image), viz.label_map(obj_ids, logits)), t
+                assert np.array_equal(np.asarray(image), pictures.label_map(obj_ids, logits)), t
     held, kept = ([each["non_cond_frame_outputs"] for each in s["output_dict_per_obj"].values()] for s in states)
     assert [len(each) for each in kept] == [28, 29, 14]
     assert [len(each) < 21 for each in held] == [True] * 3
@@ -137,8 +134,8 @@ def test_the_caption_counts_what_an_object_holds_while_it_is_prompted_again(
     folder: Path, mask: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captions: list[str] = []
-    draw = viz.overlay
-    monkeypatch.setattr(viz, "overlay", lambda *a, caption="", **b: captions.append(caption) or draw(*a, **b))
+    draw = pictures.overlay
+    monkeypatch.setattr(pictures, "overlay", lambda *a, caption="", **b: captions.append(caption) or draw(*a, **b))
     assert track(folder, out, "--mask", mask, "--point", "1@5:60,60", "--frames", 7) == 0
     with (out / "frames.csv").open() as file:
         held = {(int(row["frame"]), int(row["object"])): row["frames"] for row in csv.DictReader(file)}
@@ -230,7 +227,7 @@ def test_a_checkpoint_in_the_official_format_is_tracked_with(folder: Path, out: 
 def test_the_module_runs_as_a_script() -> None:
     import subprocess
 
-    done = subprocess.run([sys.executable, "-m", "sam2_keyframe.cli", "track"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "sam2_keyframe.app.cli", "track"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("sam2-keyframe: error: ")
 
@@ -238,7 +235,7 @@ def test_the_module_runs_as_a_script() -> None:
 def test_a_reader_that_stops_early_is_no_error() -> None:
     import subprocess
 
-    command = f"{sys.executable} -m sam2_keyframe.cli list | head -1"
+    command = f"{sys.executable} -m sam2_keyframe.app.cli list | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("methods")

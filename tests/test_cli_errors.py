@@ -20,8 +20,8 @@ from commandline import FRAMES, film, folder, out, track  # noqa: F401
 from footage import decode_threads
 from PIL import Image
 
-from sam2_keyframe import cli
-from sam2_keyframe._track import OUTPUTS
+from sam2_keyframe.app import cli
+from sam2_keyframe.app.track import OUTPUTS
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 from commandline import FRAMES, film, folder, out, track  # noqa: F401
 from PIL import Image
 
-from sam2_keyframe import cli
-from sam2_keyframe._replay_command import OUTPUTS
+from sam2_keyframe.app import cli
+from sam2_keyframe.app.replay_command import OUTPUTS
 
 SHARED = ("significance", "keyframe", "evicted", "attended", "area", "frames", "bytes", "tokens", "stock_bytes")
 

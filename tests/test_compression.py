@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sam2_keyframe import _packing, compression
-from sam2_keyframe.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
+from sam2_keyframe.bank import compression, packing
+from sam2_keyframe.bank.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
 
 ALL = [
     Identity(),
@@ -235,7 +235,7 @@ def test_autocast_would_change_pca(monkeypatch):
     """Negative control of the test above."""
     import contextlib
 
-    monkeypatch.setattr(_packing, "full_precision", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(packing, "full_precision", lambda device: contextlib.nullcontext())
     x = torch.randn(1, 16, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = PCA(4).restore(PCA(4).compress(x))

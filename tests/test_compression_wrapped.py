@@ -10,8 +10,8 @@ from conftest import make_predictor
 from sessions import SESSIONS, run
 
 import sam2_keyframe as sk
-from sam2_keyframe.attention import Pool, SalientTokens
-from sam2_keyframe.compression import PCA, Chain, Downsample, Int8
+from sam2_keyframe.attention.maths import Pool, SalientTokens
+from sam2_keyframe.bank.compression import PCA, Chain, Downsample, Int8
 from sam2_keyframe.patches.frames import KEY
 
 PACKED: dict[str, Any] = {

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2_keyframe import _demo as demo
-from sam2_keyframe import cli
+from sam2_keyframe.app import cli, demo
 from sam2_keyframe.synthetic import make_clip
 
 

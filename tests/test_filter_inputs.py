@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import sam2_keyframe as sk
-from sam2_keyframe.filters import Adaptive, Frames, Quality, Quantile, StableArea
-from sam2_keyframe.relations import ImageCosine
+from sam2_keyframe.rules.filters import Adaptive, Frames, Quality, Quantile, StableArea
+from sam2_keyframe.rules.similarity import ImageCosine
 
 
 @pytest.mark.parametrize(

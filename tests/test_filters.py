@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sam2_keyframe.filters as filters_module
-from sam2_keyframe.filters import (
+import sam2_keyframe.rules.filters as filters_module
+from sam2_keyframe.rules.filters import (
     FILTERS,
     Adaptive,
     Always,

@@ -96,9 +96,7 @@ def test_a_state_left_by_another_method_is_replaced(
 
 @pytest.mark.parametrize("session", ["forward", "two_objects", "stepped", "offloaded_state", "two_videos"])
 @pytest.mark.parametrize("flags", ["plain", "stride"])
-def test_window_is_lossless_in_one_sweep(
-    session: str, flags: str, clip_folder: Any, clip: Any, unwrapped: Any
-) -> None:
+def test_window_is_lossless_in_one_sweep(session: str, flags: str, clip_folder: Any, clip: Any, unwrapped: Any) -> None:
     predictor = make_predictor(**FLAGS[flags])
     sk.wrap(predictor, "window")
     ours, stock = run(predictor, session, clip_folder, clip), unwrapped(session, flags)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tracked import FAKE, fake_tensors
 
-from sam2_keyframe.kalman import Kalman, Track
+from sam2_keyframe.rules.motion import Kalman, Track
 
 F = np.eye(8) + np.eye(8, k=4)
 H = np.eye(4, 8)

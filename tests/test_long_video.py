@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import long_video
-from sam2_keyframe import selection, stats
+from sam2_keyframe.bank import decisions as selection
+from sam2_keyframe.bank import statistics as stats
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,14 @@ def test_host_contract(official: Any) -> None:
         method: Callable[..., Any] = getattr(official, name)
         assert callable(method), name
     for name in (
-        "num_maskmem", "max_obj_ptrs_in_encoder", "memory_temporal_stride_for_eval", "max_cond_frames_in_attn",
-        "only_obj_ptrs_in_the_past_for_eval", "use_obj_ptrs_in_encoder", "maskmem_tpos_enc", "sam_mask_decoder",
+        "num_maskmem",
+        "max_obj_ptrs_in_encoder",
+        "memory_temporal_stride_for_eval",
+        "max_cond_frames_in_attn",
+        "only_obj_ptrs_in_the_past_for_eval",
+        "use_obj_ptrs_in_encoder",
+        "maskmem_tpos_enc",
+        "sam_mask_decoder",
         "device",
     ):
         assert hasattr(official, name), name

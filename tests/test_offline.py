@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam2_keyframe import offline
-from sam2_keyframe.filters import Frames
-from sam2_keyframe.offline import EVALUATIONS, choose_frames, coverage
+from sam2_keyframe.rules import genetic as offline
+from sam2_keyframe.rules.filters import Frames
+from sam2_keyframe.rules.genetic import EVALUATIONS, choose_frames, coverage
 from sam2_keyframe.types import FrameRecord
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from commandline import folder, out, track  # noqa: F401
 
-from sam2_keyframe._output import new_folder
-from sam2_keyframe._track import OUTPUTS
+from sam2_keyframe.app.output import new_folder
+from sam2_keyframe.app.track import OUTPUTS
 
 BOX = ("--box", "20,20,90,90", "--frames", 2)
 
 WRITER = """
 import sys
 from pathlib import Path
-from sam2_keyframe._output import new_folder
-from sam2_keyframe._track import OUTPUTS
+from sam2_keyframe.app.output import new_folder
+from sam2_keyframe.app.track import OUTPUTS
 
 with new_folder(Path(sys.argv[1]), OUTPUTS) as folder:
     (folder / "masks").mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_keyframe._prompts import read_prompts
+from sam2_keyframe.video.prompts import read_prompts
 
 SIZE = (96, 128)
 ON, NAN = [5.0, 6.0], float("nan")

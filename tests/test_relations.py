@@ -11,7 +11,7 @@ import pytest
 import torch
 from tracked import FAKE, Count, fake_tensors, frame
 
-from sam2_keyframe.relations import (
+from sam2_keyframe.rules.similarity import (
     RELATIONS,
     AttentionShare,
     CellCosine,

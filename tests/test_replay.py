@@ -12,13 +12,13 @@ import torch
 from conftest import make_predictor
 
 import sam2_keyframe as sk
-from sam2_keyframe.attention import Foveated, Pool, SalientTokens
-from sam2_keyframe.buffer import LeastSignificant, LeastUsed, MostRedundant
-from sam2_keyframe.compression import PCA
-from sam2_keyframe.kalman import Kalman
+from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens
+from sam2_keyframe.bank.compression import PCA
 from sam2_keyframe.patches import recording as recording_module
 from sam2_keyframe.replay import Recording, record, replay
-from sam2_keyframe.retrieval import DropRedundant, Reconstruct
+from sam2_keyframe.rules.eviction import LeastSignificant, LeastUsed, MostRedundant
+from sam2_keyframe.rules.motion import Kalman
+from sam2_keyframe.rules.retrieval import DropRedundant, Reconstruct
 from sam2_keyframe.scorers import (
     SSIM,
     Combine,

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sam2_keyframe as sk
-from sam2_keyframe.attention import Pool
-from sam2_keyframe.buffer import LeastSignificant, LeastUsed, MostRedundant, Oldest, Random
-from sam2_keyframe.compression import Int8
-from sam2_keyframe.kalman import Kalman
+from sam2_keyframe.attention.maths import Pool
+from sam2_keyframe.bank.compression import Int8
 from sam2_keyframe.replay import Geometry, Recording, from_masks, replay
-from sam2_keyframe.retrieval import Relevant
+from sam2_keyframe.rules.eviction import LeastSignificant, LeastUsed, MostRedundant, Oldest, Random
+from sam2_keyframe.rules.motion import Kalman
+from sam2_keyframe.rules.retrieval import Relevant
 from sam2_keyframe.scorers import SSIM, Combine, Distractor, FeatureShift, MaskIoU, Novelty, Stability
 
 

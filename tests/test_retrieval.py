@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tracked import fake_tensors, frame
 
-import sam2_keyframe.retrieval as retrieval_module
-from sam2_keyframe import relations
-from sam2_keyframe.buffer import Oldest
-from sam2_keyframe.retrieval import (
+import sam2_keyframe.rules.retrieval as retrieval_module
+from sam2_keyframe.rules import similarity as relations
+from sam2_keyframe.rules.eviction import Oldest
+from sam2_keyframe.rules.retrieval import (
     SELECTION,
     DropRedundant,
     Nearest,

@@ -10,7 +10,7 @@ import pytest
 
 from sam2_keyframe import KeyframeMemory
 from sam2_keyframe import scorers as sk
-from sam2_keyframe._output import Table
+from sam2_keyframe.app.output import Table
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sam2_keyframe.patches.frames import scoring_image
 from sam2_keyframe.scorers import Distractor, Histogram, MaskShape
 from sam2_keyframe.scorers.masks import canonical
 from sam2_keyframe.types import History
-from sam2_keyframe.video import normalise
+from sam2_keyframe.video.source import normalise
 
 
 def _seen(pixels: np.ndarray, size: int = 256) -> Any:

@@ -11,13 +11,13 @@ import torch
 
 import sam2_keyframe as sk
 from sam2_keyframe.plugin import ATTRIBUTE
-from sam2_keyframe.stream import Stream
+from sam2_keyframe.video.stream import Stream
 
 METHODS = [None, "stock", "window", "keyframe"]
 
 
 def _frames(clip_folder: Any) -> list[np.ndarray]:
-    from sam2_keyframe.video import FrameSource
+    from sam2_keyframe.video.source import FrameSource
 
     with FrameSource(clip_folder) as source:
         return [source.frame(t) for t in range(len(source))]

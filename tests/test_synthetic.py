@@ -107,7 +107,7 @@ def test_illumination_changes_brightness_more_than_a_static_clip_does() -> None:
 
 
 def test_a_look_alike_wears_the_objects_texture_without_its_id() -> None:
-    from sam2_keyframe._casting import KNOBS, build
+    from sam2_keyframe.synthetic.casting import KNOBS, build
 
     scene = build(KNOBS["look_alike"], (1, 2), 4, (48, 48), 1, False)
     target = next(layer for layer in scene.layers if layer.obj_id == 1)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import sam2_keyframe as sk
-from sam2_keyframe.selection import Selection
+from sam2_keyframe.bank.decisions import Selection
 from sam2_keyframe.types import Moment
 
 Numbers = Callable[[int], Mapping[str, float]]

@@ -17,7 +17,7 @@ import torch
 from footage import decode_threads, footage, no_thread_left, opencv_frames, videos  # noqa: F401
 from PIL import Image
 
-from sam2_keyframe.video import FrameSource, LazyFrames, init_state
+from sam2_keyframe.video.source import FrameSource, LazyFrames, init_state
 
 # -- pixels ---------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 from footage import av, decode_threads, footage, no_thread_left, opencv_frames, videos, write_video  # noqa: F401
 from PIL import Image
 
-from sam2_keyframe.video import FrameSource, without_bars
+from sam2_keyframe.video.source import FrameSource, without_bars
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_threads_end(footage: np.ndarray) -> None:
 def test_interrupted_process_ends(videos: dict[str, Path]) -> None:
     """Ctrl-C ends Python at once: it neither waits for decode threads nor crashes in them."""
     code = (
-        "import sys, signal, os; from sam2_keyframe.video import FrameSource\n"
+        "import sys, signal, os; from sam2_keyframe.video.source import FrameSource\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored\n"
         "source = FrameSource(sys.argv[1]); source.resized(3, 64)\n"
         "os.kill(os.getpid(), signal.SIGINT); source.resized(4, 64)"

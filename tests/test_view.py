@@ -40,14 +40,21 @@ def test_slots_are_what_sam2_asks_for(model: Any, frame_idx: int, reverse: bool,
     asked = _Recorder()
     hidden = torch.zeros(16, 1, 64)
     entry = {
-        "maskmem_features": torch.zeros(1, 32, 4, 4), "maskmem_pos_enc": [torch.zeros(1, 32, 4, 4)],
+        "maskmem_features": torch.zeros(1, 32, 4, 4),
+        "maskmem_pos_enc": [torch.zeros(1, 32, 4, 4)],
         "obj_ptr": torch.zeros(1, 64),
     }
     model.memory_temporal_stride_for_eval = stride
     with torch.inference_mode():
         model._prepare_memory_conditioned_features(
-            frame_idx, False, [hidden], [hidden], [(4, 4)],
-            {"cond_frame_outputs": {1000: entry}, "non_cond_frame_outputs": asked}, 2000, reverse,
+            frame_idx,
+            False,
+            [hidden],
+            [hidden],
+            [(4, 4)],
+            {"cond_frame_outputs": {1000: entry}, "non_cond_frame_outputs": asked},
+            2000,
+            reverse,
         )
     moment = Moment(frame_idx, reverse, slots=6, pointers=15, stride=stride)
     assert asked.asked[:6] == [moment.slot(code) for code in (5, 4, 3, 2, 1, 0)]

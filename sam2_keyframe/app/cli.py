@@ -1,0 +1,227 @@
+"""The command `sam2-keyframe`: track a video, replay a run, run the demo, list the building blocks.
+
+Everything that a user can get wrong ends in one line on stderr, which names the value and the remedy, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sam2_keyframe.bank.statistics import MIB
+from sam2_keyframe.methods import METHODS, make_method
+
+TRACEBACK = "SAM2_KEYFRAME_TRACEBACK"
+"""Environment variable: set, errors show where they come from."""
+
+TRACK_EXAMPLE = "example: sam2-keyframe track dog.mp4 --model tiny --box 120,80,340,400 --out out"
+
+
+HEADINGS = {
+    "SCORERS": "scorers: higher is more worth keeping; change scorers say 0 for unchanged",
+    "FILTERS": "filters: accept or reject a frame by its scores; combine with & | ~",
+    "EVICTION": "eviction rules: which keyframe leaves a full buffer",
+    "SELECTION": "retrieval rules: which keyframes are attended to, where there are more than slots",
+    "RELATIONS": "relations: how alike a frame is to the memories held, for eviction and retrieval",
+    "CODECS": "codecs: how a memory is stored; fewer bytes, less exact",
+    "ATTEND": "token schemes: which tokens of a memory are attended to",
+    "MOTION": "mask choice by motion",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.run(options)
+    except KeyboardInterrupt:
+        _complain("stopped by Ctrl-C; nothing was left behind")
+        return 130
+    except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _complain(str(error))
+        return 2
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        _complain(f"{message} (see {self.prog} --help)")
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from sam2_keyframe.app.models import CHOICES, default_device
+    from sam2_keyframe.app.replay_command import add_parser
+
+    parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="track | replay | demo | list")
+    run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
+    run.set_defaults(run=_track)
+    run.add_argument("source", type=Path, help="a video file, or a folder of frames")
+    run.add_argument("--model", help=f"required: {CHOICES}")
+    run.add_argument(
+        "--checkpoint", type=Path, help="weights for an official size; without it, checkpoints/ is searched"
+    )
+    run.add_argument("--image-size", type=int, help="side of the square that the model sees (official models: 1024)")
+    run.add_argument("--out", type=Path, required=True, help="folder for masks/, overlay.mp4, frames.csv and pictures")
+    run.add_argument("--mask", action="append", default=[], metavar="[FRAME:]FILE.png", help="palette ids are objects")
+    run.add_argument("--box", action="append", default=[], metavar="[OBJ@FRAME:]x0,y0,x1,y1")
+    run.add_argument("--point", action="append", default=[], metavar="[OBJ@FRAME:]x,y[,-]", help="-: not the object")
+    run.add_argument("--method", default="keyframe", help=f"{', '.join(METHODS)} (default: keyframe)")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: 'scorer=MaskIoU()'"
+    )
+    run.add_argument("--frames", type=int, help="track the first FRAMES frames only")
+    run.add_argument("--device", default=None, help=f"cpu, cuda, cuda:1, ... (default here: {default_device()})")
+    add_parser(commands, say)
+    demo = commands.add_parser("demo", help="watch stock and keyframe memory on a generated clip, in under a minute")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results (default: demo-out)")
+    listing = commands.add_parser("list", help="print methods, scorers, filters, eviction rules and codecs")
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _track(options: argparse.Namespace) -> int:
+    from sam2_keyframe.app import models, output, track
+    from sam2_keyframe.app.options import parse_prompts, parse_set
+    from sam2_keyframe.video.source import FrameSource
+
+    if options.model is None:
+        raise ValueError(f"--model is missing: choose {models.CHOICES}")
+    choices = parse_set(options.set)
+    method = make_method(options.method, **choices)
+    if options.frames is not None and options.frames < 1:
+        raise ValueError(f"--frames {options.frames}: give at least 1")
+    with (
+        output.new_folder(options.out, track.OUTPUTS) as folder,
+        FrameSource(options.source, num_frames=options.frames) as source,
+    ):
+        track.check_source(options.source, source)
+        prompts = parse_prompts(options.mask, options.box, options.point, frames=len(source), size=source.size)
+        device = options.device or models.default_device()
+        predictor, stamp = models.load_model(options.model, device, options.checkpoint, options.image_size)
+        if stamp:
+            say(f"note: {stamp}")
+        report = track.track(
+            predictor, source, method, prompts, folder,
+            name=options.method, stamp=stamp, progress=Progress("tracking"),
+        )  # fmt: skip
+        total = len(source) - prompts[0].frame_idx
+    _summary(options.out, report, options.method, total)
+    if not report.stopped:
+        return 0
+    _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")
+    return 130 if report.stopped == track.CTRL_C else 2
+
+
+def _summary(out: Path, report: Any, method: str, total: int) -> None:
+    objects = len(report.stats)
+    say(
+        f"tracked {objects} object{'s' * (objects != 1)} through {report.frames} of {total} frames in "
+        f"{report.seconds:.1f} s with the method {method!r}"
+    )
+    for obj_id, stats in report.stats.items():
+        if stats.last is not None:
+            now, alone = stats.last.memory, stats.last.stock
+            keyframes = f"{stats.keyframes} keyframe{'s' * (stats.keyframes != 1)}"
+            say(
+                f"  object {obj_id}: {keyframes}; holds {now.frames} {'memory' if now.frames == 1 else 'memories'}, "
+                f"{now.nbytes / MIB:.2f} MiB (SAM 2 alone: {alone.frames}, {alone.nbytes / MIB:.2f} MiB)"
+            )
+    for name in sorted(path.name for path in out.iterdir()):
+        say(f"  {out / name}")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from sam2_keyframe.app.demo import demo
+
+    demo(options.out, say, Progress)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from sam2_keyframe.app.options import registries
+
+    say("methods (--method NAME; wrap(predictor, NAME))")
+    for name, factory in METHODS.items():
+        _entry(name, factory)
+    known = registries()
+    for registry in dict.fromkeys([*HEADINGS, *known]):
+        say(f"\n{HEADINGS.get(registry, registry.lower())}")
+        for block in dict.fromkeys(known.get(registry, {}).values()):
+            _entry(block.__name__, block)
+    return 0
+
+
+def _entry(name: str, block: Callable[..., Any]) -> None:
+    """Print a building block with its choices and the first lines of its docstring; a range that depends, too."""
+    text, _, rest = (inspect.getdoc(block) or "").partition("\n\n")
+    ranges = None if " in [" in text else re.search(r"^ {4}(?:metric|measure): (.*?)(?=^ {4}\w|\Z)", rest, re.M | re.S)
+    text = " ".join(f"{text} {ranges[1] if ranges else ''}".split())
+    say(f"  {name}({', '.join(_choices(block))})\n      {text}")
+
+
+def _choices(block: Callable[..., Any]) -> Iterator[str]:
+    """Yield the parameters of a building block with their defaults."""
+    made = {each.name: each.default_factory for each in getattr(block, "__dataclass_fields__", {}).values()}
+    for name, parameter in inspect.signature(block).parameters.items():
+        factory = made.get(name, dataclasses.MISSING)
+        if name == "name":
+            continue
+        if factory is not dataclasses.MISSING:
+            yield f"{name}={factory()!r}"
+        else:
+            yield name if parameter.default is parameter.empty else f"{name}={parameter.default!r}"
+
+
+class Progress:
+    """A bar on a terminal's stderr; silence elsewhere.
+
+    Args:
+        title: What is under way.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title, self.start, self.stream = title, time.perf_counter(), sys.stderr
+
+    def __call__(self, done: int, total: int) -> None:
+        """Draw `done` of `total` frames."""
+        if not self.stream.isatty():
+            return
+        full = 30 * done // max(total, 1)
+        rate = done / max(time.perf_counter() - self.start, 1e-9)
+        end = "\n" if done == total else ""
+        bar = "#" * full + "." * (30 - full)
+        self.stream.write(f"\r{self.title} [{bar}] {done}/{total} frames, {rate:.1f} a second {end}")
+        self.stream.flush()
+
+
+def say(line: str) -> None:
+    """Print a line of results."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"sam2-keyframe: error: {' '.join(message.split())}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""What the command line's texts mean: choices of a method, prompts. Nothing is evaluated that is not in a registry."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import sam2_keyframe
+from sam2_keyframe.app.draw import need
+from sam2_keyframe.bank import compression
+
+CONSTANTS: Mapping[str, float] = {"inf": math.inf, "nan": math.nan}
+OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.Add: operator.add,
+    ast.Mult: operator.mul,
+}
+
+
+def registries() -> dict[str, Mapping[str, type]]:
+    """Return the package's registries of building blocks by name, such as `SCORERS`."""
+    public = {name: getattr(sam2_keyframe, name) for name in sam2_keyframe.__all__ if name.isupper()}
+    return {
+        name: value
+        for name, value in {**public, "CODECS": compression.CODECS}.items()
+        if isinstance(value, Mapping) and all(isinstance(each, type) for each in value.values())
+    }
+
+
+def building_blocks() -> dict[str, type]:
+    """Return every class that a choice may name, by class name and by registry name."""
+    blocks: dict[str, type] = {}
+    for registry in registries().values():
+        blocks.update(registry)
+        blocks.update({cls.__name__: cls for cls in registry.values()})
+    return blocks
+
+
+def parse_set(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the choices that `--set key=value` options name.
+
+    A value is a Python literal, or built from registered classes: `scorer=MaskIoU()`, `keep=Threshold(0.2) &
+    MinGap(5)`, `evict=LeastSignificant()`, `measure=[FeatureShift()]`. Any other word is a string.
+
+    Raises:
+        ValueError: A text is not of that form.
+    """
+    choices = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isidentifier() or not value.strip():
+            raise ValueError(f"--set {text!r}: write key=value, as in --set capacity=4 or --set 'scorer=MaskIoU()'")
+        choices[key.strip()] = parse_value(value.strip())
+    return choices
+
+
+def parse_value(text: str) -> Any:
+    """Return what one value means; see `parse_set`.
+
+    Raises:
+        ValueError: It names an unknown class, is more than literals and registered classes, or a class refuses it.
+    """
+    if re.fullmatch(r"[A-Za-z_]+", text) and text not in (*building_blocks(), *CONSTANTS, "True", "False", "None"):
+        return text
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        raise ValueError(f"{text!r} cannot be read: write a number, a word, or a class such as MaskIoU()") from None
+    try:
+        return _build(tree)
+    except TypeError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def _build(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_build(each) for each in node.elts)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {_build(key): _build(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return operator.neg(_build(node.operand))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return operator.invert(_build(node.operand))
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        left, right = _build(node.left), _build(node.right)
+        if _built(left) or _built(right):
+            return OPERATORS[type(node.op)](left, right)
+    if isinstance(node, ast.Name):
+        return CONSTANTS[node.id] if node.id in CONSTANTS else _block(node.id)()
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        positional = [_build(each) for each in node.args]
+        named = {each.arg: _build(each.value) for each in node.keywords if each.arg is not None}
+        if len(named) == len(node.keywords):
+            return _block(node.func.id)(*positional, **named)
+    raise ValueError(
+        f"{ast.unparse(node)!r} is neither a literal nor built from registered classes: see `sam2-keyframe list`"
+    )
+
+
+def _built(value: object) -> bool:
+    """Return whether a value is a building block or a combination of them."""
+    return type(value).__module__.startswith("sam2_keyframe.")
+
+
+def _block(name: str) -> type:
+    blocks = building_blocks()
+    if name not in blocks:
+        classes = ", ".join(sorted({cls.__name__ for cls in blocks.values()}))
+        raise ValueError(f"there is no {name!r}; there are {classes}")
+    return blocks[name]
+
+
+@dataclass
+class Prompt:
+    """What the user says about one object on one frame: a mask, or a box and points.
+
+    Attributes:
+        frame_idx: The frame, from 0.
+        obj_id: The object, 1 to 255.
+        mask: (H, W) bool, or None.
+        box: x0, y0, x1, y1 in pixels, or None.
+        points: x, y in pixels, each with 1 (on the object) or 0 (not on it).
+    """
+
+    frame_idx: int
+    obj_id: int
+    mask: NDArray[np.bool_] | None = None
+    box: tuple[float, ...] | None = None
+    points: list[tuple[float, float, int]] = field(default_factory=list)
+
+
+def parse_prompts(
+    masks: Iterable[str], boxes: Iterable[str], points: Iterable[str], *, frames: int, size: tuple[int, int]
+) -> list[Prompt]:
+    """Return the prompts that `--mask`, `--box` and `--point` name, in the order of their frames.
+
+    Args:
+        masks: `[FRAME:]file.png`.
+        boxes: `[OBJ@FRAME:]x0,y0,x1,y1`.
+        points: `[OBJ@FRAME:]x,y` or `[OBJ@FRAME:]x,y,-`.
+        frames: Length of the video.
+        size: Height and width of its frames.
+
+    Raises:
+        ValueError: A prompt is malformed, lies outside the video, or contradicts another; or there is none.
+    """
+    found: dict[tuple[int, int], Prompt] = {}
+    for text in masks:
+        match = re.fullmatch(r"(?:(\d+):)?(.+)", text)
+        frame_idx, path = (int(match[1] or 0), match[2]) if match else (0, text)
+        _check_frame(f"--mask {text}", frame_idx, frames)
+        for obj_id, mask in read_mask(Path(path), size).items():
+            if (frame_idx, obj_id) in found:
+                raise ValueError(f"--mask {text}: object {obj_id} has two masks on frame {frame_idx}; give one")
+            found[frame_idx, obj_id] = Prompt(frame_idx, obj_id, mask=mask)
+    for option, texts in (("--box", boxes), ("--point", points)):
+        for text in texts:
+            frame_idx, obj_id, numbers = _parse_place(option, text, size)
+            _check_frame(f"{option} {text}", frame_idx, frames)
+            prompt = found.setdefault((frame_idx, obj_id), Prompt(frame_idx, obj_id))
+            if prompt.mask is not None or (option == "--box" and prompt.box is not None):
+                held = "a mask" if prompt.mask is not None else "a box"
+                raise ValueError(
+                    f"{option} {text}: object {obj_id} has {held} on frame {frame_idx} already; SAM 2 takes one mask, "
+                    "or one box and any number of points"
+                )
+            if option == "--box":
+                prompt.box = tuple(numbers)
+            else:
+                prompt.points.append((numbers[0], numbers[1], 0 if text.endswith("-") else 1))
+    if not found:
+        raise ValueError("no prompt: say what to track with --mask FILE.png, --box x0,y0,x1,y1 or --point x,y")
+    return [found[key] for key in sorted(found)]
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
+    """Return the objects of a mask picture by id: palette or grey values; one mask of 0 and 255 is object 1.
+
+    Args:
+        path: A palette or grey picture; 255 beside other ids is "void" and left out.
+        size: Height and width it must have.
+
+    Raises:
+        ValueError: It cannot be read, is a colour picture, is of another size or has no object.
+    """
+    module = need("PIL.Image")
+    try:
+        with module.open(path) as image:
+            mode, ids = image.mode, np.asarray(image)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a picture that can be read"
+        raise ValueError(f"--mask {path}: {reason}; give a palette or grey PNG of object ids") from None
+    if mode not in ("P", "L", "1"):
+        raise ValueError(f"--mask {path}: a colour picture ({mode}); give a palette or grey PNG whose values are ids")
+    if ids.shape != size:
+        raise ValueError(
+            f"--mask {path}: {ids.shape[1]} x {ids.shape[0]} pixels, but the video has {size[1]} x {size[0]}; "
+            "give a mask of the video's size"
+        )
+    present = [int(value) for value in np.unique(ids) if value]
+    if not present:
+        raise ValueError(f"--mask {path}: no object in it, every pixel is 0; paint the object with its id, 1 to 254")
+    if present == [255] or mode == "1":
+        return {1: ids > 0}
+    return {obj_id: ids == obj_id for obj_id in present if obj_id != 255}
+
+
+def _parse_place(option: str, text: str, size: tuple[int, int]) -> tuple[int, int, list[float]]:
+    """Return frame, object and coordinates of a box or a point."""
+    form = "x0,y0,x1,y1" if option == "--box" else "x,y (or x,y,- for background)"
+    match = re.fullmatch(r"(?:(\d+)@(\d+):)?([^:@]+)", text)
+    parts = match[3].split(",") if match else []
+    if option == "--point" and len(parts) == 3 and parts[2].strip() in ("-", "+"):
+        parts.pop()
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if match is None or len(numbers) != (4 if option == "--box" else 2):
+        raise ValueError(f"{option} {text}: write [OBJ@FRAME:]{form}, numbers in pixels, as in 2@10:{form.split()[0]}")
+    obj_id, frame_idx = int(match[1] or 1), int(match[2] or 0)
+    if not 1 <= obj_id <= 255:
+        raise ValueError(f"{option} {text}: object {obj_id}; object ids go from 1 to 255")
+    inside = all(0 <= x <= size[1] for x in numbers[::2]) and all(0 <= y <= size[0] for y in numbers[1::2])
+    if not inside:
+        raise ValueError(
+            f"{option} {text}: outside the frame, which is {size[1]} x {size[0]} pixels; "
+            f"x goes from 0 to {size[1]}, y from 0 to {size[0]}"
+        )
+    if option == "--box" and (numbers[0] >= numbers[2] or numbers[1] >= numbers[3]):
+        raise ValueError(f"{option} {text}: an empty box; give its top left corner first, then its bottom right one")
+    return frame_idx, obj_id, numbers
+
+
+def _check_frame(option: str, frame_idx: int, frames: int) -> None:
+    if frame_idx >= frames:
+        raise ValueError(f"{option}: there is no frame {frame_idx}; the video has frames 0 to {frames - 1}")

@@ -1,0 +1,292 @@
+"""Tracking a video from the command line: prompts in, masks, a video, a table and pictures out."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sam2_keyframe.app import pictures
+from sam2_keyframe.app.draw import Pixels, need
+from sam2_keyframe.app.options import Prompt
+from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
+from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
+from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.plugin import memory_stats, wrap
+from sam2_keyframe.replay import record
+from sam2_keyframe.replay.recording import RECORDING
+from sam2_keyframe.types import BASE_SCORES
+from sam2_keyframe.video.decode import folder_images
+from sam2_keyframe.video.source import FrameSource, init_state, without_bars
+
+OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
+"""What a run writes."""
+
+CTRL_C = "stopped by Ctrl-C"
+
+FPS = 24.0
+"""Of the overlay, where the source does not say."""
+
+SHOWN = 6
+"""Objects in `memory.png`, at most."""
+
+
+class FrameError(ValueError):
+    """A frame of the video cannot be had."""
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        frames: Frames whose masks were written.
+        seconds: Time it took.
+        stats: Memory statistics by object.
+        stopped: Why it ended early; "" when it did not.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+    stats: dict[int, MemoryStats] = field(default_factory=dict)
+    stopped: str = ""
+
+
+def track(
+    predictor: Any,
+    source: FrameSource,
+    method: KeyframeMemory,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    name: str = "",
+    stamp: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
+
+    Ctrl-C, a frame that cannot be read and a full disk end the run early: what was written so far stays, and is whole.
+
+    Args:
+        predictor: A SAM 2 video predictor.
+        source: The video.
+        method: The memory method.
+        prompts: At least one.
+        folder: An empty folder.
+        name: Of the method, for pictures.
+        stamp: A warning across the overlay.
+        progress: Called with frames done and to do.
+
+    Raises:
+        ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
+        OSError: Not even the first frame's results can be written.
+    """
+    report, start = Report(), time.perf_counter()
+    scale = max(1, min(4, round(480 / min(read_frame(source, 0).shape[:2]))))
+    first = prompts[0].frame_idx
+    names = (
+        list(dict.fromkeys([*(scorer.name for scorer in method.scorers()), *BASE_SCORES])) if method.observes else []
+    )
+    (folder / "masks").mkdir()
+    state = new_state(predictor, source)
+    try:
+        with (
+            closing(Table(folder / TABLE, names)) as table,
+            closing(Video(folder / "overlay.mp4", source.fps or FPS)) as video,
+            wrap(predictor, method, keep_masks=False),  # masks are written as they come, and no frame is gone back to
+            record(predictor, state, folder / RECORDING),
+            _interrupts() as interrupted,
+        ):
+            for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts):
+                labels = pictures.label_map(obj_ids, logits)
+                report.stats = memory_stats(state)
+                rows = {obj_id: _row(report.stats.get(obj_id), t) for obj_id in obj_ids}
+                write_mask(folder / "masks" / f"{t:05d}.png", labels)
+                for obj_id, row in rows.items():
+                    table.add(t, obj_id, row)
+                caption = _caption(name, t, rows, report.stats)
+                video.add(np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp)))
+                report.frames += 1
+                progress(report.frames, len(source) - first)
+                if interrupted.is_set():
+                    report.stopped = CTRL_C
+                    break
+        if any(each.rows for each in report.stats.values()):
+            _draw(source, report.stats, method, prompts, folder, name)
+    except (FrameError, OSError) as error:
+        if not report.frames:
+            raise
+        report.stopped = str(error)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def new_state(predictor: Any, source: FrameSource) -> dict[str, Any]:
+    """Return an inference state over a lazily read video, made in the precision that it is tracked in."""
+    with _precision(torch.device(predictor.device)):
+        return init_state(predictor, source)
+
+
+@torch.inference_mode()
+def sweep(
+    predictor: Any, state: dict[str, Any], source: FrameSource, prompts: Sequence[Prompt]
+) -> Iterator[tuple[int, Pixels, list[int], torch.Tensor]]:
+    """Yield frame number, frame, object ids and (N, 1, H, W) mask logits, from the first prompt to the end.
+
+    An object is tracked from its first prompt on: prompts are given as their frame is reached, because SAM 2 tracks
+    every object that it knows from the first prompt of any.
+
+    Raises:
+        FrameError: A frame cannot be read.
+    """
+    given = sorted({prompt.frame_idx for prompt in prompts})
+    device = torch.device(predictor.device)
+    for start, end in zip(given, [*given[1:], len(source)], strict=True):
+        read_frame(source, start)
+        with _precision(device), without_bars():
+            for prompt in prompts:
+                if prompt.frame_idx == start:
+                    _give(predictor, state, prompt)
+        tracking = predictor.propagate_in_video(state, start_frame_idx=start, max_frame_num_to_track=end - start - 1)
+        for t in range(start, end):
+            frame = read_frame(source, t)
+            with _precision(device), without_bars():
+                _, obj_ids, logits = next(tracking)
+            yield t, frame, list(obj_ids), logits
+
+
+def check_source(path: Path, source: FrameSource) -> None:
+    """Refuse, before anything is written, a video whose frames will not all be had, as far as that can be told early.
+
+    Raises:
+        FrameError: The first or the last frame cannot be read, or a folder's pictures differ in size.
+    """
+    read_frame(source, len(source) - 1)
+    first = read_frame(source, 0)
+    if not path.is_dir():
+        return
+    module = need("PIL.Image")
+    for picture in folder_images(path)[: len(source)]:
+        try:
+            with module.open(picture) as image:
+                size = image.size
+        except OSError:
+            raise FrameError(f"{picture} is not a picture that can be read; replace it or take it away") from None
+        if size != first.shape[1::-1]:
+            raise FrameError(
+                f"{picture} has {size[0]} x {size[1]} pixels, the first frame {first.shape[1]} x {first.shape[0]}; "
+                "give frames of one size"
+            )
+
+
+def read_frame(source: FrameSource, t: int) -> Pixels:
+    """Return frame `t`, (H, W, 3) uint8 RGB.
+
+    Raises:
+        FrameError: It cannot be had.
+    """
+    try:
+        return source.frame(t)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise FrameError(str(error)) from error
+
+
+def _give(predictor: Any, state: dict[str, Any], prompt: Prompt) -> None:
+    if prompt.mask is not None:
+        predictor.add_new_mask(state, prompt.frame_idx, prompt.obj_id, prompt.mask)
+        return
+    points = np.array([point[:2] for point in prompt.points], np.float32) if prompt.points else None
+    labels = np.array([point[2] for point in prompt.points], np.int32) if prompt.points else None
+    box = np.array(prompt.box, np.float32) if prompt.box else None
+    predictor.add_new_points_or_box(state, prompt.frame_idx, prompt.obj_id, points=points, labels=labels, box=box)
+
+
+def _precision(device: torch.device) -> Any:
+    """Return bfloat16 autocast on a GPU, as SAM 2 is meant to be run; nothing elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that no file is cut short; the second one interrupts as ever."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _row(stats: MemoryStats | None, frame_idx: int) -> FrameStats | None:
+    """Return an object's row of a frame; None on a prompted frame, which SAM 2 does not track."""
+    last = stats.last if stats is not None else None
+    return last if last is not None and last.frame_idx == frame_idx else None
+
+
+def _caption(name: str, frame_idx: int, rows: Mapping[int, FrameStats | None], stats: Mapping[int, MemoryStats]) -> str:
+    """Return the line over a frame; `rows` by object, None where it was prompted, and so holds what it held before."""
+    known = {obj_id: row for obj_id, row in rows.items() if row is not None}
+    if not known:
+        return f"{name}  frame {frame_idx}  prompted"
+    last = [each.last.memory for each in stats.values() if each.last is not None]
+    held, nbytes = (sum(getattr(memory, what) for memory in last) for what in ("frames", "nbytes"))
+    marked = [str(obj_id) for obj_id, row in known.items() if row.keyframe]
+    mark = f"  KEYFRAME of {', '.join(marked)}" if marked else ""
+    return f"{name}  frame {frame_idx}  {held} memories, {nbytes / MIB:.1f} MiB{mark}"
+
+
+def _draw(
+    source: FrameSource,
+    stats: dict[int, MemoryStats],
+    method: KeyframeMemory,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    name: str,
+) -> None:
+    """Write `timeline.png` and `memory.png`."""
+    write_png(folder / "timeline.png", pictures.timeline(stats, keep=method.keep, title=f"method: {name}"))
+    module = need("PIL.Image")
+
+    def mask(t: int, obj_id: int) -> NDArray[Any]:
+        path = folder / "masks" / f"{t:05d}.png"
+        ids: NDArray[Any] = np.asarray(module.open(path)).astype(np.int32)
+        return np.where(ids == obj_id, ids, 0)
+
+    frames = functools.lru_cache(maxsize=64)(functools.partial(read_frame, source))
+    strips = [
+        pictures.filmstrip(
+            each,
+            frames,
+            masks=functools.partial(mask, obj_id=obj_id),
+            prompts=sorted(prompt.frame_idx for prompt in prompts if prompt.obj_id == obj_id),
+            title=f"object {obj_id}: frames that SAM 2 attends to  (frame, age: significance)",
+            name=name,
+        )
+        for obj_id, each in list(stats.items())[:SHOWN]
+        if each.rows
+    ]
+    sheet = module.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    write_png(folder / "memory.png", sheet)

@@ -1,0 +1,1 @@
+"""Fewer tokens in memory attention: which tokens are read, and the maths, without any host."""

@@ -1,0 +1,292 @@
+"""The memory bank of one object: SAM 2's stored frames, what of them is attended to, and what leaves.
+
+`Selection` decides on records, `Store` holds what SAM 2 stores; the bank carries frames between them and SAM 2. It
+checks the store against the host before every read, and lets go what the method does not retain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sam2_keyframe.bank.codes import assign_codes
+from sam2_keyframe.bank.consolidated import LongTerm
+from sam2_keyframe.bank.decisions import Selection
+from sam2_keyframe.bank.pending import Pending
+from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, baselines, entry_nbytes, has_memory
+from sam2_keyframe.bank.store import Entry, Store
+from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.rules.motion import Track
+from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
+
+
+class MemoryBank:
+    """One object's memory under one method.
+
+    Args:
+        method: The choices.
+        owner: Whoever made the bank; a bank of another owner is replaced, not read.
+        non_cond: The host's dict of tracked frames. What it holds already is adopted.
+    """
+
+    def __init__(self, method: KeyframeMemory, owner: object, non_cond: MutableMapping[int, Entry]) -> None:
+        self.method = method
+        self.owner = owner
+        self.non_cond = non_cond
+        self.store = Store(non_cond, method.retain == "all", method.keep_masks)
+        self.selection = Selection(method, self.store.usable)
+        self.stats = MemoryStats()
+        self.track = None if method.choice is None else Track(method.choice)
+        self.long_term = LongTerm(method.consolidate)
+        self.fresh: int | None = None  # the frame just tracked, which the host stores when we return
+        self.pending: Pending | None = None
+        self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
+        self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
+        self.evicted: list[int] = []
+
+    # -- before a frame is tracked ------------------------------------------------------------------------------
+
+    def begin(self, moment: Moment) -> None:
+        """Take up tracking at `moment`: what lies ahead in this direction will be tracked again, so it leaves."""
+        if self.selection.restarts(moment):
+            self.settle()
+            self.long_term.clear()
+            if self.track is not None:
+                self.track.reset()
+        self.selection.begin(moment)
+
+    def memories(
+        self,
+        cond: Mapping[int, Entry],
+        moment: Moment,
+        prompts: int,
+        image_embed: Tensor | None = None,
+        tracking: bool = True,
+    ) -> tuple[list[Memory], dict[int, int]]:
+        """Return the memories to attend to, and the frames whose pointers are read, besides the prompted frames.
+
+        Args:
+            cond: The host's prompted frames.
+            moment: The frame to be tracked.
+            prompts: How many of them are attended to.
+            image_embed: (1, C, H/16, W/16) features of the frame to be tracked.
+            tracking: Whether the frame is tracked; False where SAM 2 infers a click, which moves nothing.
+        """
+        self.settle()
+        self.reconcile(cond)
+        if tracking:
+            self._age(moment)
+        chosen = self._choose(moment, prompts, image_embed)
+        prompted = any(moment.distance(idx) >= 0 for idx in cond)
+        pointers = self.selection.pointers(moment, self.non_cond.keys(), prompted)
+        own = {memory.frame_idx for memory in chosen if memory.pointer}
+        return chosen, {place: idx for place, idx in pointers.items() if idx not in own}
+
+    def reconcile(self, cond: Mapping[int, Entry]) -> None:
+        """Follow the host: an entry it replaced is new, one it prompted or dropped is forgotten."""
+        self.fresh = None
+        for frame_idx in self.store.replaced():
+            self._forget(frame_idx)
+        self.store.drop_plans(but=lambda idx: idx in cond or idx in self.non_cond)
+        prompts = self.selection.prompts
+        self.selection.prompts = {idx: reference for idx, reference in prompts.items() if idx in cond}
+
+    def _choose(self, moment: Moment, prompts: int, image_embed: Tensor | None) -> list[Memory]:
+        newest, held, count = self.selection.choose(moment, prompts)
+        temporal, attended = self.method.temporal, held[:count]
+        codes = assign_codes(temporal, newest, attended, self.method.grid(moment))
+        memories = [Memory(idx, self.store.entry(idx), codes[idx]) for idx in newest]
+        self.retrieved = None
+        if len(held) > count > 0 and image_embed is not None:
+            entries = self._retrieve(held, count, image_embed)
+            memories += [Memory(None, entry, codes[idx]) for idx, entry in zip(attended, entries, strict=True)]
+        else:
+            memories += [Memory(idx, self.store.entry(idx), codes[idx], temporal == "prompt") for idx in attended]
+        return memories + [Memory(None, entry, moment.slots) for entry in self.long_term.entries]
+
+    def _retrieve(self, held: list[int], count: int, image_embed: Tensor) -> list[Entry]:
+        """Let the device choose `count` of the memories held, nearest first, and gather their features there."""
+        empty = Reference(-1, {})
+        references = [self.selection.references.get(idx, empty) for idx in held]
+        relevance: Tensor = self.method.select.relevance(image_embed, references)  # type: ignore[attr-defined]
+        chosen = relevance.topk(count).indices.sort().values
+        self.retrieved = held, chosen
+        entries = [self.store.entry(idx) for idx in held]
+        features = torch.cat([e["maskmem_features"].to(image_embed.device) for e in entries]).index_select(0, chosen)
+        gathered = zip(entries[:count], features.tensor_split(count), strict=True)
+        return [{**entry, "maskmem_features": features} for entry, features in gathered]
+
+    def _held(self, cond: Mapping[int, Entry], moment: Moment) -> list[Held]:
+        """Return the prompted frames and the frames held, which a frame just tracked is related to."""
+        selection, device = self.selection, self.store.entries[moment.frame_idx]["obj_ptr"].device
+
+        def features(frame_idx: int) -> Tensor:
+            entry = cond[frame_idx] if frame_idx in cond else self.store.entry(frame_idx)
+            tensor: Tensor = entry["maskmem_features"]
+            return tensor.to(device)
+
+        known = {**selection.prompts, **selection.references}
+        frames = [*cond, *(idx for idx in selection.held() if self.store.usable(idx) and idx != moment.frame_idx)]
+        past = filter(moment.past, frames)
+        return [Held(idx, partial(features, idx), known.get(idx)) for idx in past]
+
+    # -- after a frame is tracked -------------------------------------------------------------------------------
+
+    def observe(self, entry: Entry, frame: TrackedFrame | None, moment: Moment, cond: Mapping[int, Entry]) -> None:
+        """Take in a tracked frame; its scores go to the host without waiting for them."""
+        self.settle()
+        frame_idx = moment.frame_idx
+        self._forget(frame_idx)
+        self.store.put(frame_idx, entry)
+        self.fresh = frame_idx
+        held = [] if frame is None or self.method.relation is None else self._held(cond, moment)
+        self.pending = self.selection.send(frame, moment, cond, held, self.retrieved)
+
+    def settle(self) -> None:
+        """Decide the frame observed last, once its numbers are here."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        record, kept = self.selection.decide(pending)
+        self.stats.keyframes += kept
+        row = self.stats.last
+        if row is not None and row.frame_idx == record.frame_idx:
+            row.scores, row.significance, row.keyframe = record.scores, record.significance, kept
+            row.attended = tuple(sorted([*row.attended, *pending.chosen]))
+            row.evicted = tuple(self.evicted)
+            self.evicted.clear()
+
+    def pass_over(self, frame_idx: int, moment: Moment) -> Entry | None:
+        """Return a corrected frame's entry that is not to be tracked over again, and go on behind it; or None."""
+        entry = self.store.entries.get(frame_idx)
+        there = entry is not None and self.non_cond.get(frame_idx) is entry and has_memory(entry)
+        if not there or frame_idx not in self.selection.corrected:
+            return None
+        self.settle()
+        self.selection.pass_over(frame_idx)
+        self.trim(moment.then())
+        return entry
+
+    def taken_back(self, frame_idx: int, entry: Entry) -> None:
+        """Follow the host where the user took back a frame's prompts or corrections: it is an ordinary one again."""
+        self.settle()
+        self._forget(frame_idx)
+        self.store.put(frame_idx, entry)
+
+    def let_go_corrections(self, most: int) -> None:
+        """Protect the newest `most` corrected frames alone."""
+        for frame_idx in sorted(self.selection.corrected)[:-most]:
+            self._forget(frame_idx)
+
+    def prompted(self, frame_idx: int, entry: Entry, frame: TrackedFrame | None, cond: bool) -> None:
+        """Take in a frame that the user prompted or corrected; `frame` is None where its pixels are not at hand.
+
+        A prompted frame is what later ones are compared with; a corrected one becomes a keyframe unasked.
+        """
+        self.settle()
+        if self.track is not None:
+            self.track.reset()
+        self._forget(frame_idx)
+        self.store.forget(frame_idx)
+        reference = None
+        if frame is not None and self.method.observes:
+            self.selection.measure(frame)
+            reference = frame.reference()
+        if cond:
+            if reference is not None:
+                self.selection.prompts[frame_idx] = reference
+            return
+        self.store.put(frame_idx, entry)
+        if self.method.capacity or self.method.protect_corrections:
+            self.stats.keyframes += 1
+            self.selection.correct(frame_idx, reference)
+
+    def _age(self, moment: Moment) -> None:
+        """Compress the frames that entered a buffer, consolidate and forget those that left it."""
+        entered, gone = self.selection.age(moment)
+        for record in gone:
+            if self.method.consolidate and self.store.usable(record.frame_idx):
+                self.long_term.add(self.store.entry(record.frame_idx), record.usage)
+            self.evicted.append(record.frame_idx)
+            self.stats.evicted += 1
+        held = set(self.selection.held())
+        for frame_idx, minor in entered:
+            if frame_idx in held:
+                self.store.compress(frame_idx, self.method.minor_compressor if minor else self.method.compressor)
+
+    def _forget(self, frame_idx: int) -> None:
+        self.selection.forget(frame_idx)
+        if self.pending is not None and self.pending.frame_idx == frame_idx:
+            self.pending = None
+
+    # -- what leaves --------------------------------------------------------------------------------------------
+
+    def trim(self, moment: Moment) -> None:
+        """Let go what the frame at `moment`, the next one, will neither read nor hold."""
+        self.store.land()
+        self._age(moment)
+        newest, chosen, _ = self.selection.choose(moment, prompts=0)
+        wanted = {*newest, *chosen, *self.selection.held(), *self.selection.window}
+        wanted |= {idx for idx in (self.fresh, self.selection.before_keyframe()) if idx is not None}
+        grid = self.method.grid(moment)
+        if grid.stride > 1 and self.method.fill is True:
+            on_grid = [idx for idx in self.store.entries if idx % grid.stride == 0]
+            wanted |= {idx for idx in on_grid if 0 < moment.distance(idx) <= grid.reach}
+        trusted = set(self.selection.trusted)
+        for frame_idx, entry in list(self.store.entries.items()):
+            distance = moment.distance(frame_idx)
+            near = 0 < distance <= moment.pointers or frame_idx in trusted
+            if self.method.retain == "all":
+                if frame_idx not in wanted and not near:
+                    del self.store.entries[frame_idx]
+                continue
+            if not 0 < distance <= moment.reach:
+                self.store.move_masks(frame_idx, entry)
+            if frame_idx in wanted:
+                continue
+            if self.store.usable(frame_idx):
+                self.store.drop_memory(frame_idx, entry)
+            if not near:
+                self.store.drop_entry(frame_idx, entry)
+        self.store.drop_plans(but=lambda idx: idx in wanted or idx not in self.non_cond)  # prompts stay
+        self.selection.trim(moment)
+
+    # -- what it takes ------------------------------------------------------------------------------------------
+
+    def account(
+        self,
+        cond: Mapping[int, Entry],
+        read: Collection[int],
+        moment: Moment,
+        attended: tuple[int, ...],
+        tokens: int,
+        milliseconds: float,
+    ) -> None:
+        """Add the row of the frame just tracked to the statistics; of `cond`, SAM 2 alone would have read `read`."""
+        entry, device = self.store.entries[moment.frame_idx], self.store.entries[moment.frame_idx]["obj_ptr"].device
+        first, last = self.span or (moment.frame_idx, moment.frame_idx)
+        first, last = self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
+        stock, window = baselines(entry, self.span, cond, read, moment)
+        stored = len(self.non_cond) + (moment.frame_idx not in self.non_cond)  # the host has yet to store this one
+        nbytes, host_nbytes = (sum(entry_nbytes(e, device, host) for e in cond.values()) for host in (False, True))
+        if self.method.retain == "all":
+            frames = stored
+            nbytes += stored * entry_nbytes(entry, device)
+            host_nbytes += stored * entry_nbytes(entry, device, elsewhere=True)
+        else:
+            frames = sum(map(self.store.usable, self.store.entries))
+            nbytes += self.store.nbytes(device)
+            host_nbytes += self.store.nbytes(device, elsewhere=True)
+            left = stored - len(self.store.entries)
+            host_nbytes += (left + len(self.store.moved)) * entry["pred_masks"].nbytes
+            host_nbytes += left * (entry["obj_ptr"].nbytes + entry["object_score_logits"].nbytes)
+        kept = self.store.tensors() + self.long_term.tensors()
+        kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
+        unique = {id(t): t for t in kept}.values()
+        nbytes += sum(t.nbytes for t in unique if t.device == device)
+        host_nbytes += sum(t.nbytes for t in unique if t.device != device)
+        memory = Occupancy(frames + len(self.long_term) + len(cond), nbytes, tokens)
+        self.stats.add(FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes))

@@ -1,0 +1,191 @@
+"""SAM 2's stored frames of one object, as the bank sees them: what is held, compressed, moved and let go.
+
+The host's dict is the truth. The store mirrors those of its entries that still hold a spatial memory or a pointer on
+the device, and changes them in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2_keyframe.attention.maths import Plan
+from sam2_keyframe.bank.compression import Identity
+from sam2_keyframe.bank.statistics import entry_nbytes, has_memory
+from sam2_keyframe.types import Compressor, Payload
+
+Entry = MutableMapping[str, Any]
+"""SAM 2's stored output of one frame."""
+
+
+class Store:
+    """What SAM 2 stores of one object's tracked frames.
+
+    Args:
+        non_cond: The host's dict of tracked frames. What it holds already is adopted.
+        keep_all: Whether nothing is ever let go, so that every frame of the host can be read.
+        keep_masks: Whether mask logits of past frames stay, on the CPU.
+
+    Attributes:
+        entries: The mirror.
+        payloads: Compressed memories with their codecs; their entries hold zero tokens.
+        moved: Frames whose mask logits left the device.
+        plans: Which tokens of a memory are attended to, prompted ones included, where a scheme chose among them.
+    """
+
+    def __init__(self, non_cond: MutableMapping[int, Entry], keep_all: bool, keep_masks: bool) -> None:
+        self.non_cond = non_cond
+        self.keep_all = keep_all
+        self.keep_masks = keep_masks
+        self.entries: dict[int, Entry] = {idx: entry for idx, entry in non_cond.items() if has_memory(entry)}
+        self.payloads: dict[int, tuple[Compressor, Payload]] = {}
+        self.moved: set[int] = set()
+        self.plans: dict[int, Plan] = {}
+        self._encoding: Any = None  # the position encoding, which all memories share
+        self._leaving: list[tuple[Entry, Tensor]] = []  # mask logits on their way to the CPU
+        self._blank: Tensor | None = None
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def usable(self, frame_idx: int) -> bool:
+        """Return whether a frame's spatial memory is at hand."""
+        if frame_idx in self.payloads:
+            return True
+        entry = self._stored(frame_idx)
+        return entry is not None and has_memory(entry)
+
+    def entry(self, frame_idx: int) -> Mapping[str, Any]:
+        """Return a usable frame's entry with its spatial memory, restored where it is compressed.
+
+        Raises:
+            RuntimeError: The frame is not stored.
+        """
+        entry = self._stored(frame_idx)
+        if entry is None:
+            raise RuntimeError(f"frame {frame_idx} is not stored; this is a fault of sam2_keyframe, please report it")
+        if frame_idx not in self.payloads:
+            return entry
+        codec, payload = self.payloads[frame_idx]
+        return {**entry, "maskmem_features": codec.restore(payload), "maskmem_pos_enc": self._encoding}
+
+    def _stored(self, frame_idx: int) -> Entry | None:
+        entry = self.entries.get(frame_idx)
+        if entry is None and self.keep_all:  # the mirror leaves out what is far off, the host does not
+            return self.non_cond.get(frame_idx)
+        return entry
+
+    # -- what comes -----------------------------------------------------------------------------------------------
+
+    def put(self, frame_idx: int, entry: Entry) -> None:
+        """Take in a frame just tracked, which the host has yet to store."""
+        self.forget(frame_idx)
+        self.entries[frame_idx] = entry
+
+    def forget(self, frame_idx: int) -> None:
+        """Forget a frame that the host replaced or dropped."""
+        self.payloads.pop(frame_idx, None)
+        self.plans.pop(frame_idx, None)
+        self.moved.discard(frame_idx)
+        self.entries.pop(frame_idx, None)
+
+    def replaced(self) -> list[int]:
+        """Forget what the host replaced or dropped, take in what it has there instead; return those frames."""
+        changed = [idx for idx, entry in self.entries.items() if self.non_cond.get(idx) is not entry]
+        for frame_idx in changed:
+            self.forget(frame_idx)
+            stored = self.non_cond.get(frame_idx)
+            if stored is not None and has_memory(stored):
+                self.entries[frame_idx] = stored
+        return changed
+
+    def compress(self, frame_idx: int, codec: Compressor) -> None:
+        """Keep a usable frame's memory in compressed form, unless it is already."""
+        if codec == Identity() or frame_idx in self.payloads or not self.usable(frame_idx):
+            return
+        entry = self.entries[frame_idx]
+        # From the last memory still held PCA goes on; a basis kept apart would outlive a pass over the video.
+        known = (payload for other, payload in reversed(self.payloads.values()) if other == codec)
+        features = entry["maskmem_features"]
+        if features.device.type == "cpu" and entry["obj_ptr"].is_cuda:  # SAM 2's copy to the CPU may be under way
+            torch.cuda.current_stream(entry["obj_ptr"].device).synchronize()
+        payload = codec.compress(features, next(known, None))
+        self._encoding = entry["maskmem_pos_enc"]
+        self.drop_memory(frame_idx, entry)
+        self.payloads[frame_idx] = codec, payload
+
+    # -- what leaves ----------------------------------------------------------------------------------------------
+
+    def drop_memory(self, frame_idx: int, entry: Entry) -> None:
+        """Leave zero tokens in place of a frame's spatial memory, so that SAM 2 can still read the entry."""
+        self.payloads.pop(frame_idx, None)
+        features = entry["maskmem_features"]
+        if self._blank is None or self._blank.dtype != features.dtype:
+            self._blank = features.new_empty((*features.shape[:2], 0, features.shape[3]))
+        entry["maskmem_features"] = self._blank
+        entry["maskmem_pos_enc"] = [self._blank]
+
+    def move_masks(self, frame_idx: int, entry: Entry) -> None:
+        """Move a frame's mask logits to the CPU."""
+        masks = entry["pred_masks"]
+        if frame_idx in self.moved:
+            return
+        self.moved.add(frame_idx)
+        if masks.device.type != "cpu":
+            # The copy does not wait, so the entry takes it over one frame later.
+            self._leaving.append((entry, masks.to("cpu", non_blocking=True)))
+
+    def land(self) -> None:
+        """Let the entries take over the mask logits that have reached the CPU."""
+        for entry, masks in self._leaving:
+            entry["pred_masks"] = masks
+        self._leaving.clear()
+
+    def drop_entry(self, frame_idx: int, entry: Entry) -> None:
+        """Let go all of a frame but its mask logits, and those too where they are not kept."""
+        self.forget(frame_idx)
+        if not self.keep_masks:
+            if self.non_cond.get(frame_idx) is entry:
+                del self.non_cond[frame_idx]
+            return
+        for key in ("obj_ptr", "object_score_logits"):
+            entry[key] = entry[key].to("cpu", non_blocking=True)
+
+    def drop_plans(self, but: Callable[[int], bool]) -> None:
+        """Forget which tokens are attended to, but of frames for which `but` is true."""
+        self.plans = {idx: plan for idx, plan in self.plans.items() if but(idx)}
+
+    def release(self, device: torch.device) -> None:
+        """Give SAM 2 what it can read by itself: memories restored, pointers of past frames back on the device."""
+        self.land()
+        self.plans.clear()
+        for frame_idx in list(self.payloads):
+            restored = self.entry(frame_idx)
+            entry = self.entries[frame_idx]
+            entry["maskmem_features"], entry["maskmem_pos_enc"] = restored["maskmem_features"], self._encoding
+            del self.payloads[frame_idx]
+        for entry in self.non_cond.values():
+            for key in ("obj_ptr", "object_score_logits"):
+                if entry.get(key) is not None:
+                    entry[key] = entry[key].to(device)
+
+    # -- what it takes --------------------------------------------------------------------------------------------
+
+    def nbytes(self, device: torch.device, elsewhere: bool = False) -> int:
+        """Return the bytes of the mirrored entries on a device, or of those elsewhere.
+
+        Compressed memories and mask logits that were moved are left out.
+        """
+        total = 0
+        for frame_idx, held in self.entries.items():
+            masks = held["pred_masks"]
+            moved = frame_idx in self.moved and (masks.device == device) != elsewhere
+            total += entry_nbytes(held, device, elsewhere) - (masks.nbytes if moved else 0)
+        return total
+
+    def tensors(self) -> list[Tensor]:
+        """Return what compressed memories and plans consist of."""
+        chosen = [part.index for plan in self.plans.values() for part in plan if part.index is not None]
+        return [*chosen, *(tensor for _, payload in self.payloads.values() for tensor in payload.tensors())]

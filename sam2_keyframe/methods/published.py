@@ -1,0 +1,239 @@
+"""Published memory rules, and rules adapted from other systems, in our vocabulary.
+
+Each is a `KeyframeMemory`: a fixed setting of the same choices, for several objects, in both directions, with bounded
+memory. Where that differs from what the authors' code does, the docstring says so. No code was taken from anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.rules.eviction import LeastUsed, MostSimilar, RelevanceFreshness
+from sam2_keyframe.rules.filters import (
+    Always,
+    EffectiveScore,
+    EveryNth,
+    Frames,
+    MinGap,
+    Never,
+    Quality,
+    SceneBoundary,
+    StableArea,
+    Threshold,
+    Visible,
+)
+from sam2_keyframe.rules.motion import Kalman
+from sam2_keyframe.rules.retrieval import DropRedundant, Reconstruct
+from sam2_keyframe.scorers import Distractor, Histogram
+
+SHOWN = Threshold(0.0, of="area")
+"""The chosen mask is not empty."""
+
+
+def unmeasured(**choices: Any) -> KeyframeMemory:
+    """Return a method that trusts and keeps every frame, unless told otherwise, and measures none."""
+    defaults: dict[str, Any] = {"gate": Always(), "scorer": None, "keep": Always()}
+    if choices.get("capacity") == 0:
+        defaults["keep"] = Never()
+    return KeyframeMemory(**{**defaults, **choices})
+
+
+# -- published on SAM 2 -----------------------------------------------------------------------------------------------
+
+
+def stride(r: int = 5) -> KeyframeMemory:
+    """The newest frame, and the last five on the grid of multiples of r, at their slots.
+
+    Bit-identical to SAM 2 with `memory_temporal_stride_for_eval=r`. The grid counts from frame 0 of the video, so
+    results shift with where a clip was cut.
+
+    Source: Ravi et al. 2408.00714; sam2/modeling/sam2_base.py, _prepare_memory_conditioned_features (Apache-2.0).
+    SAM 2 keeps every frame; this keeps what the next frames will read.
+    """
+    return unmeasured(capacity=0, temporal="slot", stride=r, protect_corrections=False)
+
+
+def samurai(kalman: bool = False, weight: float = 0.25) -> KeyframeMemory:
+    """The newest frame, and the last five of predicted IoU > 0.5 on which the object is visible. Pointers as in SAM 2.
+
+    Args:
+        kalman: Also choose among the decoder's masks by motion, and reject frames on which the chosen mask does not
+            overlap the prediction.
+        weight: How much the motion counts in that choice: 0.25 for the tiny, small and base models, 0.15 for large.
+
+    Source: Yang et al. 2411.11922; yangchris11/samurai, sam2/modeling/sam2_base.py (Apache-2.0). There: reverse
+    tracking and prompts later than frame 0 raise KeyError, frame 1 is never accepted, one filter is shared by all
+    objects and videos, an empty mask updates it with a box of zeros, and its configurations also lower the threshold
+    of visibility to -1, which is not part of the selection and not done here.
+    """
+    gate = Visible() & Quality(0.5)
+    if kalman:
+        gate = gate & Threshold(0.0, of="kalman_overlap")
+    return unmeasured(fill=False, gate=gate, choice=Kalman(weight=weight) if kalman else None)
+
+
+def sam2long(theta: float = 0.3) -> KeyframeMemory:
+    """The newest frame, and the last five of predicted IoU > theta on which the object is visible; a single path.
+
+    The pointers of the last 15 such frames are read, each at its rank instead of its distance in time.
+
+    Args:
+        theta: Bound on the predicted IoU: 0.3 in the paper, 0.1 in the published commands.
+
+    Source: the selection of Ding et al. 2410.16268 (CC-BY-NC-4.0; the rule was read, no code taken). The tree of three
+    paths and the modulation of keys are not in it. There: one object, one prompt, forward; the oldest accepted pointer
+    is dropped.
+    """
+    return unmeasured(fill=False, gate=Visible() & Quality(theta), pointers="ranked")
+
+
+def dam4sam_ram() -> KeyframeMemory:
+    """The recent appearance memory of DAM4SAM alone: frames with an empty mask are skipped, older ones lie 5 apart.
+
+    Read are the newest frame whose mask is not empty and five older ones on the grid of multiples of 5, and the
+    pointers of frames whose mask is not empty.
+
+    Source: Videnovic et al. 2411.17576; jovanavidenovic/DAM4SAM (no licence; the rule was read, no code taken). There:
+    forward, one object, the prompt on frame 0. Masks count at a quarter of the model's resolution here.
+    """
+    return unmeasured(capacity=0, fill=SHOWN, stride=5, pointers=SHOWN, temporal="prompt")
+
+
+def dam4sam() -> KeyframeMemory:
+    """DAM4SAM: recent appearance (`dam4sam_ram`) and, as anchors, the last three frames that resolve a distractor.
+
+    A frame becomes an anchor when its predicted IoU exceeds 0.8, its area lies within 20 % of the median of the last
+    ten, more than 5 frames have passed since the last anchor, and a rejected candidate mask shows a distractor: united
+    with the chosen mask, its box has an IoU of at most 0.7 with the chosen one's. Prompts, anchors and recent
+    appearance together are at most `num_maskmem`.
+
+    Source: as `dam4sam_ram`; anchors by its tracker's introspection test. There: unbounded memory, forward, one object,
+    the prompt on frame 0, areas and boxes at video resolution; a recent slot without a frame can cost a scan to the
+    start.
+    """
+    return unmeasured(
+        capacity=3,
+        fill=SHOWN,
+        stride=5,
+        pointers=SHOWN,
+        temporal="prompt",
+        scorer=Distractor(),
+        gate=Quality(0.8) & SHOWN & StableArea(),
+        keep=Threshold(0.3 - 1e-6) & MinGap(6, prompts=False),
+    )
+
+
+def d4sm() -> KeyframeMemory:
+    """DAM4SAM, bounded: as `dam4sam`, but an anchor's pointer is read only while it is among SAM 2's t-1 .. t-15.
+
+    Over a long occlusion those run out, where upstream keeps the pointers of the last 15 visible frames.
+
+    Source: alanlukezic/d4sm (Apache-2.0), the bounded multi-object version of DAM4SAM. There pointers are coded by
+    rank, gaps in the temporal codes count the anchors in between, and reverse is not handled.
+    """
+    return replace(dam4sam(), temporal="anchor")
+
+
+def sam3() -> KeyframeMemory:
+    """SAM 3's frame filter: the newest frame, and the last five whose effective score exceeds 0.01.
+
+    The effective score is max(0, 2 sigmoid(object score) - 1) x predicted IoU. The pointers of the last 15 such frames
+    are read, each at its rank. At most four prompted frames are attended to.
+
+    Source: facebookresearch/sam3, sam3_tracker_base.py (SAM License; the rule was read, no code taken). There the score
+    is averaged over objects, memories are trimmed at two ages and only forward (here what is not read leaves at once),
+    and the oldest accepted pointer is dropped.
+    """
+    return unmeasured(fill=False, gate=EffectiveScore(0.01), pointers="ranked", conditioning=4)
+
+
+def surgical(drop: int = 2) -> KeyframeMemory:
+    """Surgical SAM 2: of seven memories, the two most similar to the newest are left out. Pointers as in SAM 2.
+
+    Source: Liu et al. 2408.07931; jinlab-imvr/Surgical-SAM-2, sam2/modeling/sam2_base.py (no licence; the rule was
+    read, no code taken). There the first memory is exempt and other prompts are not, nothing is evicted, and the
+    published speed belongs to a fine-tuned model at 512 px.
+    """
+    return unmeasured(fill=False, temporal="slot", select=DropRedundant(drop, in_reach=True))
+
+
+# -- adapted from other systems: training-free analogues, not the originals --------------------------------------------
+
+
+def rmem_style() -> KeyframeMemory:
+    """After RMem: every 5th visible frame; of those held, the least relevant and least fresh leaves.
+
+    Relevance is the share of a proxy of SAM 2's attention, smoothed; freshness an upper confidence bound.
+
+    Source: Zhou et al. 2406.08476 (CVPR 2024), Restricted-Memory/RMem (MIT), made for AOT and DeAOT with trained
+    temporal codes. Capacity 5 and the newest frame here, 8 there.
+    """
+    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), evict=RelevanceFreshness())
+
+
+def xmem_style() -> KeyframeMemory:
+    """After XMem: every 5th visible frame is working memory; the least used leaves and is merged into long-term memory.
+
+    Merging is cell by cell, weighted by usage (a proxy of SAM 2's attention), five frames into one, two such held.
+
+    Source: Cheng and Schwing 2207.07115 (ECCV 2022), hkchengrex/XMem (MIT), made for a network trained with it, where
+    128 prototype tokens are kept. That a merged memory helps SAM 2 is claimed by nobody.
+    """
+    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), evict=LeastUsed(), consolidate=2, capacity=5)
+
+
+def stremn_style() -> KeyframeMemory:
+    """After STReMN: every 5th visible frame is written, once the slots are full over the one most similar to it.
+
+    Source: Space Time Recurrent Memory Network, 2109.06474, where a learned Gumbel-Softmax chooses the slot.
+    """
+    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), evict=MostSimilar())
+
+
+def rmscl_style() -> KeyframeMemory:
+    """After RMSCL: of 32 frames held, those that reconstruct the newest one by few non-negative coefficients are read.
+
+    Every 5th visible frame is held. The newest frame stands for the current one, which saves a wait for the device.
+
+    Source: Nazemi et al. 2309.15274, abstract only; there memory is selected for online fine-tuning, not for attention.
+    """
+    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), capacity=32, select=Reconstruct())
+
+
+# -- ours -------------------------------------------------------------------------------------------------------------
+
+
+def scene_hsv(above: float = 0.35) -> KeyframeMemory:
+    """Keyframes on both sides of a scene boundary: the last trustworthy frame before it, the first one after it.
+
+    Source: the detector of SeC (OpenIXCLab/SeC, inference/modeling_sec.py, Apache-2.0): Bhattacharyya distance of
+    hue-saturation histograms of neighbouring frames. Its use on SAM 2's memory is ours.
+    """
+    scorer = Histogram(bins=(60, 80), reference="previous")
+    return KeyframeMemory(scorer=scorer, keep=SceneBoundary(above), keep_before=True)
+
+
+def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
+    """Given frames, as anchors, once they were tracked; found offline, so **not causal**.
+
+    Args:
+        frames: What `choose_frames` found on a first pass over the same video.
+
+    Raises:
+        ValueError: No frames are given.
+    """
+    if not frames:
+        raise ValueError(
+            "genetic() needs the frames that a search found on a first pass: choose_frames() on the descriptors of a "
+            "Recording, which `sam2-keyframe track` writes; then wrap(predictor, 'genetic', frames=...)"
+        )
+    return unmeasured(fill=False, keep=Frames(tuple(frames)), capacity=len(frames), temporal="anchor")
+
+
+PUBLISHED = (stride, samurai, sam2long, dam4sam, dam4sam_ram, d4sm, sam3, surgical)
+ADAPTED = (rmem_style, xmem_style, stremn_style, rmscl_style)
+OURS = (scene_hsv, genetic)
+NON_CAUSAL = frozenset({"genetic"})
+"""Methods that use what lies ahead, by name: an upper reference, never in one column with the others."""

@@ -1,0 +1,1 @@
+"""Frames in: decoding, the window of frames held, inference states, live streams."""

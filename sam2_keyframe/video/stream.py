@@ -1,0 +1,269 @@
+"""Live video: one frame in, its masks out, in memory that does not grow with time."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Mapping, MutableMapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sam2_keyframe.bank.statistics import MemoryStats
+from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.plugin import ATTRIBUTE, Handle, memory_stats, wrap
+from sam2_keyframe.video.decode import to_rgb
+from sam2_keyframe.video.inference_state import state_from_frame, without_bars
+from sam2_keyframe.video.prompts import Prompts, read_prompts
+from sam2_keyframe.video.source import normalise
+from sam2_keyframe.video.window import resize
+
+Output = tuple[int, list[Any], Tensor]
+"""SAM 2's own: frame index, object ids, (N, 1, H, W) mask logits (> 0 is object) at the frame's size."""
+
+# SAM 2 scales the time between frames by min(num_frames, 16): known from the start, a stream equals an offline run.
+_NUM_FRAMES = 10**9
+
+
+class Stream:
+    """Tracks objects through frames as they come, for as long as they come.
+
+    Holds the current frame, the method's bounded memory, and a fixed number of prompted frames an object. Masks are
+    those of SAM 2 tracking the whole video (of at least 16 frames) when all prompts are on the first frame, and
+    those of SAM 2 driven frame by frame otherwise, under the same method.
+
+    A context manager; `close()`, the end of the `with` or dropping the stream gives the predictor back unwrapped.
+
+    Args:
+        predictor: A SAM 2 video predictor, of the stream's own while it is open.
+        method: What `sam2_keyframe.wrap` takes; None leaves the predictor as it is, wrapped or not. "stock" grows.
+        channels: Order of the channels in the arrays given to `step`: "rgb", or "bgr" as OpenCV has them.
+        max_prompts: Prompted frames kept for each object: the first and the newest; at least 2.
+        offload_state_to_cpu: Keep memories on the CPU, as in SAM 2.
+        **overrides: Choices of the method to replace, as in `wrap`.
+
+    Raises:
+        ValueError: `channels` or `max_prompts` is out of range, or the method is unknown.
+        TypeError: The predictor is not supported.
+        RuntimeError: The predictor is wrapped already, and `method` is not None.
+    """
+
+    def __init__(
+        self,
+        predictor: Any,
+        method: str | KeyframeMemory | None = "keyframe",
+        *,
+        channels: Literal["rgb", "bgr"] = "rgb",
+        max_prompts: int = 8,
+        offload_state_to_cpu: bool = False,
+        **overrides: Any,
+    ):
+        if channels not in ("rgb", "bgr"):
+            raise ValueError(f"channels is {channels!r}; give 'rgb' or 'bgr'")
+        if max_prompts < 2:
+            raise ValueError(f"max_prompts is {max_prompts}; give at least 2, for the first and the newest")
+        self.predictor = predictor
+        self.frame_idx = -1
+        self._channels = channels
+        self._max_prompts = max_prompts
+        self._offload = offload_state_to_cpu
+        self._state: dict[str, Any] | None = None
+        self._corrected = False
+        self._closed = False
+        self._handle: Handle | None = None
+        if method is not None:
+            if ATTRIBUTE in vars(predictor):
+                raise RuntimeError(
+                    "the predictor is wrapped already: close the stream that did it, call "
+                    "sam2_keyframe.unwrap(predictor), or give method=None to stream with the method it has"
+                )
+            # a stream cannot go back to click on a past frame, so it keeps no masks of them
+            self._handle = wrap(predictor, method, **{"keep_masks": False, **overrides})
+            self._end = weakref.finalize(self, self._handle.unwrap)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the frame and the memory, and undo the wrapping. A second call does nothing."""
+        self._closed = True
+        self._state = None
+        if self._handle is not None:
+            self._end()
+
+    @property
+    def obj_ids(self) -> list[Any]:
+        """Ids of the objects that are tracked."""
+        return [] if self._state is None else list(self._state["obj_ids"])
+
+    @property
+    def stats(self) -> dict[Any, MemoryStats]:
+        """The memory statistics of each object: totals, and the last 1,000 frames."""
+        return {} if self._state is None else memory_stats(self._state)
+
+    @torch.inference_mode()
+    def step(
+        self,
+        frame: npt.NDArray[np.uint8] | Tensor,
+        *,
+        masks: Prompts | None = None,
+        points: Prompts | None = None,
+        boxes: Prompts | None = None,
+    ) -> Output:
+        """Track every object to the next frame, after prompting those that prompts are given for.
+
+        Args:
+            frame: (H, W, 3) uint8 array in the stream's channel order, or a (3, H, W) tensor in that order, uint8 or
+                float in [0, 1]. All frames have one size.
+            masks: By object id, (H, W) boolean masks. An unknown id adds an object.
+            points: By object id, a pair: (n, 2) x and y in pixels on the frame, and n labels (1: on the object, 0: off
+                it); at least one point.
+            boxes: By object id, (4,) x0, y0, x1, y1 in pixels, some of it on the frame. Points and a box for one
+                object go together.
+
+        Returns:
+            Frame index (0, 1, ...), object ids, and (N, 1, H, W) float32 mask logits on the predictor's device, which
+            the stream does not keep. Without objects N is 0, and the model does not run.
+
+        Raises:
+            RuntimeError: The stream is closed.
+            ValueError: The frame is of another size or no image, or a prompt is malformed or off the frame; the frame
+                then counts as not given.
+            TypeError: The frame is no image at all.
+        """
+        rgb = to_rgb(frame)
+        prompts = read_prompts(masks, points, boxes, rgb.shape[:2])
+        if self._channels == "bgr":
+            rgb = np.ascontiguousarray(rgb[..., ::-1])
+        state, t = self._open(rgb), self.frame_idx + 1
+        try:
+            if prompts or state["obj_ids"]:
+                self._show(state, t, rgb)
+            for obj_id, prompt in prompts.items():
+                self._add(state, t, obj_id, prompt)
+            if not state["obj_ids"]:
+                output: Output = (t, [], torch.zeros((0, 1, *rgb.shape[:2]), device=state["device"]))
+            else:
+                with without_bars():
+                    tracking = self.predictor.propagate_in_video(state, start_frame_idx=t, max_frame_num_to_track=0)
+                    frame_idx, obj_ids, logits = next(tracking)
+                    tracking.close()
+                output = (frame_idx, list(obj_ids), logits)
+        except BaseException:
+            state["cached_features"].clear()  # the next frame takes this one's number
+            raise
+        self.frame_idx = t
+        self._trim(state)
+        return output
+
+    @torch.inference_mode()
+    def correct(
+        self, *, masks: Prompts | None = None, points: Prompts | None = None, boxes: Prompts | None = None
+    ) -> Output:
+        """Correct the frame that `step` returned last: show the object's mask, then say what is wrong with it.
+
+            frame_idx, obj_ids, mask_logits = stream.step(frame)
+            frame_idx, obj_ids, mask_logits = stream.correct(points={1: ([[x, y]], [0])})   # not that part
+
+        Clicks and boxes refine the mask that the frame has, earlier corrections included; a mask replaces it. The
+        corrected frame goes into the memory before the next `step`, and what it teaches holds from there on: frames
+        returned already stay as they were. Other objects are untouched; an unknown id adds an object here.
+
+        On the frame that an object was first prompted on, SAM 2 shows a correction and then discards it; set
+        `predictor.add_all_frames_to_correct_as_cond = True` to have it kept. Give all that is known of a new object to
+        `step` at once instead.
+
+        Args:
+            masks: As in `step`.
+            points: As in `step`.
+            boxes: As in `step`.
+
+        Returns:
+            As `step`: the same frame index, all object ids, and (N, 1, H, W) logits with the correction.
+
+        Raises:
+            RuntimeError: There is no frame yet, the last one had no object, or the stream is closed.
+            ValueError: No prompt is given, or one is malformed or off the frame.
+        """
+        state = self._state
+        if self._closed:
+            raise RuntimeError("the stream was closed; make a new Stream")
+        if state is None or self.frame_idx not in state["images"]:
+            raise RuntimeError("there is no frame to correct; call step() with a frame and a prompt first")
+        prompts = read_prompts(masks, points, boxes, (state["video_height"], state["video_width"]))
+        if not prompts:
+            raise ValueError("correct() was given no prompt; give masks, points or boxes by object id")
+        for obj_id, prompt in prompts.items():
+            frame_idx, obj_ids, logits = self._add(state, self.frame_idx, obj_id, prompt)
+        self._corrected = True
+        return frame_idx, list(obj_ids), logits
+
+    def remove(self, obj_id: Hashable) -> None:
+        """Stop tracking an object and let go of all that is held for it.
+
+        Raises:
+            KeyError: There is no such object.
+        """
+        if self._state is None or obj_id not in self._state["obj_id_to_idx"]:
+            raise KeyError(f"object {obj_id!r} is not tracked; the objects are {self.obj_ids}")
+        self.predictor.remove_object(self._state, obj_id, need_output=False)
+
+    # -- one frame ----------------------------------------------------------------------------------------------
+
+    def _open(self, rgb: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        if self._closed:
+            raise RuntimeError("the stream was closed; make a new Stream")
+        if self._handle is not None and not self._handle.active:
+            raise RuntimeError(
+                "the predictor was wrapped again or unwrapped while this stream was open, so its method no longer "
+                "runs; close the stream, and give each stream a predictor of its own"
+            )
+        if self._state is None:
+            self._state = state_from_frame(self.predictor, rgb, offload_state_to_cpu=self._offload)
+            self._state["num_frames"] = _NUM_FRAMES
+        size = (self._state["video_height"], self._state["video_width"])
+        if rgb.shape[:2] != size:
+            raise ValueError(
+                f"the frame is {rgb.shape[1]}x{rgb.shape[0]} and the first one was {size[1]}x{size[0]}; "
+                "resize it, or make a new Stream"
+            )
+        return self._state
+
+    def _show(self, state: dict[str, Any], t: int, rgb: npt.NDArray[np.uint8]) -> None:
+        """Make `rgb` the state's only frame."""
+        if self._corrected and state["obj_ids"]:
+            # SAM 2 encodes a correction when tracking goes on, from that frame's features.
+            self.predictor.propagate_in_video_preflight(state)
+        self._corrected = False
+        state["images"] = {t: normalise(resize(rgb, self.predictor.image_size), state["device"])}
+
+    def _add(self, state: dict[str, Any], t: int, obj_id: Hashable, prompt: Mapping[str, Any]) -> Output:
+        if "mask" in prompt:
+            output: Output = self.predictor.add_new_mask(state, t, obj_id, prompt["mask"])
+        else:
+            output = self.predictor.add_new_points_or_box(state, t, obj_id, **prompt)
+        return output
+
+    def _trim(self, state: dict[str, Any]) -> None:
+        """Let go of bookkeeping of past frames, which SAM 2 keeps for corrections that a stream cannot make."""
+        kept = [self.frame_idx]
+        for name in ("frames_tracked_per_obj", "point_inputs_per_obj", "mask_inputs_per_obj"):
+            for per_frame in state[name].values():
+                _keep(per_frame, kept)
+        for output_dict in state["output_dict_per_obj"].values():
+            prompted = sorted(output_dict["cond_frame_outputs"])
+            _keep(output_dict["cond_frame_outputs"], prompted[:1] + prompted[1:][1 - self._max_prompts :])
+            bank = output_dict.get(KEY)
+            if bank is not None:
+                bank.let_go_corrections(self._max_prompts)
+
+
+def _keep(per_frame: MutableMapping[int, Any], frames: list[int]) -> None:
+    for t in [t for t in per_frame if t not in frames]:
+        del per_frame[t]
