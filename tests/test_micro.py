@@ -15,12 +15,12 @@ import torch
 
 pytest.importorskip("sam2")
 
-from benchmarks import eval_micro, eval_micro_set, train_micro
 from benchmarks.metrics import jaccard
+from benchmarks.micro import clips, evaluate, train
 from sam2_keyframe import micro
 from sam2_keyframe.synthetic import CHALLENGES, make_clip
 
-TINY = train_micro.Config(((64, 20, 2),), frames=4, warmup=4, pair=0.0, rate=1e-3)
+TINY = train.Config(((64, 20, 2),), frames=4, warmup=4, pair=0.0, rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_it_follows_an_easy_object(size: int) -> None:
     found, kept = [], []
     for seed in (31, 32, 33):
         clip = make_clip("static", seed, 10, size, photos=False)
-        masks = eval_micro.track(predictor, clip.frames, clip.masks[0])
+        masks = evaluate.track(predictor, clip.frames, clip.masks[0])
         found += [jaccard(m, t) for m, t in zip(masks[1:], clip.masks[1:], strict=True)]
         kept.append(jaccard(masks[0], clip.masks[0]))
     assert np.mean(found) > 0.6
@@ -98,38 +98,38 @@ def test_it_follows_an_easy_object(size: int) -> None:
 def test_clicks_and_boxes_are_taken(predictor) -> None:
     clip = make_clip("static", 40, 2, 256, photos=False)
     for prompt in ({"points": [[128, 128]], "labels": [1]}, {"box": [60, 60, 200, 180]}):
-        state = eval_micro.start(predictor, clip.frames)
+        state = evaluate.start(predictor, clip.frames)
         _, _, logits = predictor.add_new_points_or_box(state, 0, 1, **prompt)
         assert logits.shape == (1, 1, 256, 256)
         assert torch.isfinite(logits).all()
 
 
 def test_evaluation_clips_are_apart_from_training() -> None:
-    assert len(eval_micro_set.CLIPS) == 66
-    assert {name for name, _ in eval_micro_set.CLIPS} == set(CHALLENGES)
-    seeds = {seed for _, seed in eval_micro_set.CLIPS} | set(eval_micro_set.LONG_SEEDS)
-    assert max(seeds) < train_micro.CHECK_SEED < train_micro.TRAIN_SEED
+    assert len(clips.CLIPS) == 66
+    assert {name for name, _ in clips.CLIPS} == set(CHALLENGES)
+    seeds = {seed for _, seed in clips.CLIPS} | set(clips.LONG_SEEDS)
+    assert max(seeds) < train.CHECK_SEED < train.TRAIN_SEED
 
 
 def test_trivial_trackers_score_perfectly_where_nothing_moves() -> None:
     clip = make_clip("static", 1, 1, 64, photos=False)
     frames, truth = np.repeat(clip.frames, 5, 0), np.repeat(clip.masks, 5, 0)
     for name in ("first mask copied", "optical flow"):
-        found = eval_micro.TRIVIAL[name](frames, truth[0])
-        assert eval_micro.score(found, truth) == pytest.approx((100, 100))
+        found = evaluate.TRIVIAL[name](frames, truth[0])
+        assert evaluate.score(found, truth) == pytest.approx((100, 100))
 
 
-def _losses(trainer: train_micro.Trainer, count: int) -> list[float]:
+def _losses(trainer: train.Trainer, count: int) -> list[float]:
     start = trainer.step
     steps = range(start, start + count)
-    return [trainer.train_step(train_micro.make_batch(trainer.config, step))["loss"] for step in steps]
+    return [trainer.train_step(train.make_batch(trainer.config, step))["loss"] for step in steps]
 
 
 def test_twenty_steps_learn_and_the_weights_round_trip(tmp_path: Path) -> None:
-    trainer = train_micro.Trainer(TINY, tmp_path)
+    trainer = train.Trainer(TINY, tmp_path)
     losses = _losses(trainer, 20)
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-    train_micro.export(trainer.average, tmp_path / "w.safetensors")
+    train.export(trainer.average, tmp_path / "w.safetensors")
     from safetensors.torch import load_file
 
     loaded = load_file(tmp_path / "w.safetensors")
@@ -139,22 +139,22 @@ def test_twenty_steps_learn_and_the_weights_round_trip(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
-    whole = _losses(train_micro.Trainer(TINY, tmp_path), 6)
-    first = train_micro.Trainer(TINY, tmp_path)
+    whole = _losses(train.Trainer(TINY, tmp_path), 6)
+    first = train.Trainer(TINY, tmp_path)
     before = _losses(first, 3)
     first.save(tmp_path / "last.pt")
-    again = train_micro.Trainer(TINY, tmp_path)
+    again = train.Trainer(TINY, tmp_path)
     again.load(tmp_path / "last.pt")
     assert again.step == 3
     assert before + _losses(again, 3) == pytest.approx(whole, rel=1e-4)
 
 
 def test_every_temporal_row_gets_gradient_from_one_eight_frame_clip(tmp_path: Path) -> None:
-    config = train_micro.Config(((64, 1, 2),), pair=0.0)
-    trainer = train_micro.Trainer(config, tmp_path)
-    batch = train_micro.make_batch(config, 0)
+    config = train.Config(((64, 1, 2),), pair=0.0)
+    trainer = train.Trainer(config, tmp_path)
+    batch = train.make_batch(config, 0)
     batch.index = list(range(8))
-    loss, _ = train_micro.run_clips(trainer.model, batch, np.random.default_rng(0))
+    loss, _ = train.run_clips(trainer.model, batch, np.random.default_rng(0))
     loss.backward()
     assert (trainer.model.maskmem_tpos_enc.grad.abs().amax((1, 2, 3)) > 0).all()
 
@@ -163,7 +163,7 @@ def test_every_temporal_row_gets_gradient_from_one_eight_frame_clip(tmp_path: Pa
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_training_from_the_command_line_resumes(tmp_path: Path, processes: str) -> None:
     options = ["--out", str(tmp_path), "--frames", "4", "--processes", processes]
-    command = [sys.executable, "-m", "benchmarks.train_micro", *options, "--stages"]
+    command = [sys.executable, "-m", "benchmarks.micro.train", *options, "--stages"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for steps in ("64:10:2", "64:20:2"):
         subprocess.run([*command, steps], check=True, capture_output=True, env=environment)
@@ -182,7 +182,7 @@ def test_it_meets_the_network_never(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reported_figures_meet_the_model_cards_floor() -> None:
-    figures = json.loads((eval_micro.RESULTS / "clips.json").read_text())
+    figures = json.loads((evaluate.RESULTS / "clips.json").read_text())
     assert set(figures["model"]) == {*CHALLENGES, "overall"}
     best = max(row["J&F"] for row in figures["trivial"].values())
     assert figures["model"]["overall"]["J&F"] > best

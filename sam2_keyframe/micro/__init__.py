@@ -1,6 +1,6 @@
 """The embedded micro SAM 2: the real architecture, small enough for a laptop CPU, with weights in the package.
 
-Trained on generated video only (``benchmarks/train_micro.py``), for demos, tests and offline sweeps; use official
+Trained on generated video only (``benchmarks/micro/train.py``), for demos, tests and offline sweeps; use official
 checkpoints for work. What it can and cannot do: ``MODEL_CARD.md`` beside this file.
 """
 

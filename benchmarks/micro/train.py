@@ -1,6 +1,6 @@
 """Train the embedded micro SAM 2 on generated clips only.
 
-    python -m benchmarks.train_micro --out .scratch/micro --stages 128:3000:8,256:1300:4
+    python -m benchmarks.micro.train --out .scratch/micro --stages 128:3000:8,256:1300:4
 
 Every step's clips follow from the seed and the step's number, so a run that was interrupted resumes (same command) to
 the same loss curve. ``--out`` holds ``last.pt`` (everything needed to resume), ``log.jsonl`` (a row every ten steps)
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._micro_data import CHECK_SEED, TRAIN_SEED, Batch, Config, batches, make_batch
-from benchmarks._micro_loss import resize_model, run_clips
+from benchmarks.micro.data import CHECK_SEED, TRAIN_SEED, Batch, Config, batches, make_batch
+from benchmarks.micro.loss import resize_model, run_clips
 from sam2_keyframe.micro import build_model
 
-log = logging.getLogger("train_micro")
+log = logging.getLogger("micro.train")
 
 __all__ = ["CHECK_SEED", "TRAIN_SEED", "Batch", "Config", "Trainer", "export", "make_batch", "run_clips", "train"]
 

@@ -1,6 +1,6 @@
 """Compare memory methods on the micro model: 30 long occlusion clips, paired by clip.
 
-    python -m benchmarks.eval_micro_methods          # writes benchmarks/results/micro/methods.json
+    python -m benchmarks.micro.methods          # writes benchmarks/results/micro/methods.json
 
 Methods in ``EQUAL`` attend to equally many memories; the difference between the best and the worst of them, with a
 bootstrap interval over clips, says whether the model can tell a good policy from a bad one. Interrupted, it goes on
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 import sam2_keyframe
-from benchmarks import eval_micro_set as fixed
-from benchmarks.eval_micro import RESULTS, load, score, track
+from benchmarks.micro import clips as fixed
+from benchmarks.micro.evaluate import RESULTS, load, score, track
 from sam2_keyframe.synthetic import make_clip
 
-log = logging.getLogger("eval_micro_methods")
+log = logging.getLogger("micro.methods")
 EQUAL = ("window", "every_nth", "random", "keyframe")
 """Methods that fill all of the model's slots: one prompt and six memories."""
 

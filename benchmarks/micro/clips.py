@@ -1,6 +1,6 @@
 """The micro model's evaluation clips: fixed before its training began, never trained on, never changed afterwards.
 
-Training seeds start at 1,000,000,000 (``train_micro.TRAIN_SEED``); everything here lies far below.
+Training seeds start at 1,000,000,000 (``train.TRAIN_SEED``); everything here lies far below.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Measure the embedded micro SAM 2: its evaluation clips, real clips, trivial trackers, signals and speed.
 
-    python -m benchmarks.eval_micro clips            # J&F on eval_micro_set, the signals, the trivial trackers
-    python -m benchmarks.eval_micro real --root DIR  # J&F on a folder laid out as DAVIS, first 40 frames
-    python -m benchmarks.eval_micro prompts          # clicks and boxes in the prompted frame
-    python -m benchmarks.eval_micro speed            # frames a second and loading time
-    python -m benchmarks.eval_micro sheet            # a contact sheet of overlays
+    python -m benchmarks.micro.evaluate clips            # J&F on its clips, signals and trivial trackers
+    python -m benchmarks.micro.evaluate real --root DIR  # J&F on a folder laid out as DAVIS, first 40 frames
+    python -m benchmarks.micro.evaluate prompts          # clicks and boxes in the prompted frame
+    python -m benchmarks.micro.evaluate speed            # frames a second and loading time
+    python -m benchmarks.micro.evaluate sheet            # a contact sheet of overlays
 
 Each writes ``benchmarks/results/micro/<name>.json`` (or ``contact_sheet.png``). ``--weights`` takes a training
 checkpoint in place of the weights in the package.
@@ -28,14 +28,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from benchmarks import eval_micro_set as fixed
-from benchmarks._trivial import TRIVIAL
 from benchmarks.metrics import jaccard, score_masks
+from benchmarks.micro import clips as fixed
+from benchmarks.micro.trivial import TRIVIAL
 from sam2_keyframe.micro import WEIGHTS, build_model, load_micro_predictor
 from sam2_keyframe.synthetic import make_clip
 
-log = logging.getLogger("eval_micro")
-RESULTS = Path(__file__).parent / "results" / "micro"
+log = logging.getLogger("micro.evaluate")
+RESULTS = Path(__file__).parents[1] / "results" / "micro"
 Frames = NDArray[np.uint8]
 
 

@@ -1,6 +1,6 @@
 """Write the figures of the micro model's card from the results on disk.
 
-python -m benchmarks.eval_micro_card             # rewrites what lies between the markers in MODEL_CARD.md
+python -m benchmarks.micro.card             # rewrites what lies between the markers in MODEL_CARD.md
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.eval_micro import RESULTS
+from benchmarks.micro.evaluate import RESULTS
 from sam2_keyframe.micro import WEIGHTS
 
 CARD = WEIGHTS.with_name("MODEL_CARD.md")
-BEGIN, END = "<!-- figures: benchmarks/eval_micro_card.py -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: benchmarks/micro/card.py -->", "<!-- end of figures -->"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -32,7 +32,7 @@ def accuracy(result: dict[str, Any]) -> str:
 
 
 def figures(folder: Path = RESULTS) -> str:
-    """All figures as Markdown, from what ``eval_micro`` and ``eval_micro_methods`` wrote."""
+    """All figures as Markdown, from what ``evaluate`` and ``methods`` wrote."""
 
     def read(name: str) -> dict[str, Any] | None:
         path = folder / f"{name}.json"

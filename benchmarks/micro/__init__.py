@@ -1,0 +1,1 @@
+"""The embedded micro model: its training, its evaluation and the figures of its card."""
