@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_predictor
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
+from random_calls import FLAGS, Clear, Prompt, Remove, Reset, Resume, Session, Track, Wrap, sessions
+from random_sessions import METHODS, SIZE, Differs, Run, Trial
 
-from benchmarks import sessions as module
-from benchmarks._calls import FLAGS, Clear, Prompt, Remove, Reset, Resume, Session, Track, Wrap, sessions
-from benchmarks._session import METHODS, SIZE, Differs, Run
-from benchmarks.sessions import Trial
+from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.patches import sam2 as patch
 
 FORWARD = Track(0, None, None, reverse=False, take=None)
@@ -27,6 +28,22 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
 @given(session=sessions(longest=10))
 def test_a_sample(trial: Trial, session: Session) -> None:
     trial.check(session)
+
+
+@pytest.mark.slow
+def test_five_hundred(tmp_path: Path) -> None:
+    """Prints how many calls, frames and errors there were; `results/sessions/sessions.json` keeps such counts."""
+    trial = Trial(lambda: load_micro_predictor(image_size=SIZE), tmp_path)
+
+    @seed(0)
+    @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(sessions())
+    def all_of_them(session: Session) -> None:
+        trial.check(session)
+
+    all_of_them()
+    assert trial.sessions >= 500
+    print(json.dumps({name: dict(counter.most_common()) for name, counter in trial.tally.items()}, indent=1))
 
 
 def test_all_calls_in_a_row(trial: Trial) -> None:
@@ -68,7 +85,7 @@ def test_another_error_is_found(method: str, obj: int, trial: Trial, monkeypatch
         raise RuntimeError("no room")
 
     monkeypatch.setattr(trial.ours, "remove_object", remove)
-    monkeypatch.setattr(module, "METHODS", {method: {}})
+    monkeypatch.setattr("random_sessions.METHODS", {method: {}})
     with pytest.raises(Differs, match=rf"under {method}, Remove.*no room.*unwrapped.*"):
         trial.check(Session("plain", [START, Remove(0, obj, strict=True)]))
 
