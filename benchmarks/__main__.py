@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | sweep | report | bench | official | methods | default | study`."""
+"""Memory methods measured: runs, sweeps and reports, and the sets of runs that README's figures are from."""
 
 from __future__ import annotations
 
@@ -9,29 +9,44 @@ from collections.abc import Sequence
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # SAM 2 shows a bar a clip; tqdm reads this when it is imported
 
-from benchmarks import default, methods, presets, report, run, study, sweep
+from benchmarks import bench, default, engine, methods, plan, report, study
+
+COMMANDS = {
+    "run": (engine.main_run, plan.add_run_arguments, "one method over a dataset"),
+    "sweep": (engine.main_sweep, plan.add_sweep_arguments, "methods, and a grid of choices, over a dataset"),
+    "report": (report.main_report, report.add_report_arguments, "plots, tables and pictures from results"),
+    "bench": (bench.main_bench, bench.add_bench_arguments, "every method on a few test clips, and a report"),
+    "official": (bench.main_bench, bench.add_official_arguments, "every method with official weights"),
+    "methods": (methods.main_methods, methods.add_methods_arguments, "every method beside stock, as tables"),
+    "default": (default.main_default, default.add_default_arguments, "whether a method hurts, by kind of clip"),
+    "study": (study.main_study, study.add_study_arguments, "scorers, thresholds, capacities; winners elsewhere"),
+}
+OTHERS = """\
+scripts with commands of their own (python -m benchmarks.NAME --help):
+  tradeoff              what smaller memories and fewer tokens cost
+  notebooks             run the notebooks and keep their outputs
+  micro.train, micro.evaluate, micro.methods, micro.card
+                        the embedded model: training, evaluation, the figures of its card
+  studies.attention, studies.codecs, studies.loader, studies.long_video, studies.overhead, studies.scorers
+                        one-off measurements of time, bytes and errors, beside their results
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 when a video failed, 2 with a sentence on bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    mains = {}
-    for name, function, add, text in (
-        ("run", run.main_run, run.add_run_arguments, "one method over a dataset"),
-        ("sweep", sweep.main_sweep, sweep.add_sweep_arguments, "methods, and a grid of choices, over a dataset"),
-        ("report", report.main_report, report.add_report_arguments, "plots, tables and pictures from results"),
-        ("bench", presets.main_preset, presets.add_bench_arguments, "every method on a few test clips, and a report"),
-        ("official", presets.main_preset, presets.add_official_arguments, "every method with official weights"),
-        ("methods", methods.main_methods, methods.add_methods_arguments, "every method beside stock, as tables"),
-        ("default", default.main_default, default.add_default_arguments, "whether a method hurts, by kind of clip"),
-        ("study", study.main_study, study.add_study_arguments, "scorers, thresholds, capacities; winners elsewhere"),
-    ):
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=OTHERS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
+    for name, (_, add, text) in COMMANDS.items():
         add(commands.add_parser(name, help=text, description=text))
-        mains[name] = function
-    options = parser.parse_args(arguments)
+    shown = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    options = parser.parse_args(shown)
     try:
-        return mains[options.command](options)
+        return COMMANDS[options.command][0](options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"benchmarks {options.command}: {error}\n")
         return 2

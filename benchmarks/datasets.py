@@ -204,7 +204,7 @@ def open_dataset(
     Raises:
         ValueError: Nothing is there or it is not laid out as any of these; the message names the download page.
     """
-    from benchmarks._layouts import open_folder
+    from benchmarks.layouts import open_folder
 
     if data == "synthetic":
         named = tuple(challenges) or CHALLENGES

@@ -6,20 +6,21 @@ import argparse
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._compare import ENOUGH, Difference, Group, Result, difference, load_groups, worst_videos
-from benchmarks._page import legend, write_page
-from benchmarks._plots import pareto, worst_picture
-from benchmarks._store import write_csv
-from benchmarks._tables import interval, markdown
+from benchmarks import tables
+from benchmarks.compare import ENOUGH, Group, load_groups, worst_videos
 from benchmarks.datasets import Dataset, open_dataset
-from benchmarks.sweep import BASELINES
+from benchmarks.page import write_page
+from benchmarks.pictures import pareto, worst_picture
+from benchmarks.plan import BASELINES
+from benchmarks.results import write_csv
 
 SHOWN = 14
 """Rows of the per-challenge table in Markdown; `challenges.csv` has them all."""
+COLUMNS = ("J&F", "vs stock (95 %)", "J", "F", "frames", "MiB", "tokens", "ms", "time / stock")
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,74 +61,61 @@ def write_report(groups: Sequence[Group], out: Path, worst: int = 3) -> None:
         folder.mkdir(exist_ok=True)
         if group.ranked:
             pareto(group, folder / "pareto")
-        rows = table(group)
+        rows = figures(group)
         write_csv(folder / "table.csv", rows)
         _write_matrix(folder / "challenges.csv", {r.label: r.metrics.get("challenges", {}) for r in group.results})
         videos = {r.label: {v: sum(jf) / len(jf) for v, jf in r.by_video().items()} for r in group.results}
         _write_matrix(folder / "sequences.csv", videos)
         pictures = _worst(group, folder / "worst", worst)
-        parts += _markdown(group, rows, folder, pictures)
-        page = {"title": group.title, "rows": rows, "legend": legend(group.results)}
-        pages.append({**page, "videos": videos, "pictures": pictures, "folder": folder})
+        table = _table(group, rows)
+        parts += _markdown(group, table, folder, pictures)
+        pages.append(
+            {"group": group, "rows": rows, "table": table, "videos": videos, "pictures": pictures, "folder": folder}
+        )
     (out / "README.md").write_text("\n".join(parts) + "\n")
     write_page(out / "index.html", pages)
 
 
-def table(group: Group) -> list[dict[str, Any]]:
+def figures(group: Group) -> list[dict[str, Any]]:
     """Return a row a run, best J&F first: accuracy, difference from stock, occupancy, time."""
     fronts = {x: group.front(x) for x in ("peak_frames", "peak_mib", "tokens")}
     rows = []
     for result in group.results:
-        gain = _gain(group, result)
-        memory = result.metrics["occupancy"]["memory"]
-        row: dict[str, Any] = {"method": result.label}
-        row |= {name: result.metrics["accuracy"].get(name) for name in ("jf", "j", "f", "j_last", "j_decay")}
-        row |= {
-            "vs_stock": gain.mean if gain else None,
-            "low": gain.low if gain and gain.shown else None,
-            "high": gain.high if gain and gain.shown else None,
-            "videos": result.metrics["videos"],
-            "lacking": len(group.videos - result.by_video().keys()),
-            "objects": result.metrics["objects"],
-        }
-        row |= {name: memory[name] for name in sorted(memory)}
-        row |= {f"stock_{name}": result.metrics["occupancy"]["stock"][name] for name in ("peak_mib", "tokens")}
-        row["frame_ms"] = result.metrics.get("time", {}).get("frame_ms")
-        row["time_vs_stock"] = result.metrics.get("time", {}).get("beside_stock", {}).get("ratio")
-        row["peak_device_mib"] = result.metrics.get("peak_device_mib")
-        row["front"] = " ".join(x for x, front in fronts.items() if result in front)
-        row["failed"] = len(result.metrics["failed"])
-        rows.append(row)
+        gain = group.gain(result)
+        metrics, memory = result.metrics, result.metrics["occupancy"]["memory"]
+        rows.append(
+            {"method": result.label}
+            | {name: metrics["accuracy"].get(name) for name in ("jf", "j", "f", "j_last", "j_decay")}
+            | {"vs_stock": gain.mean if gain else None}
+            | {end: getattr(gain, end) if gain and gain.shown else None for end in ("low", "high")}
+            | {"videos": metrics["videos"], "lacking": len(group.videos - result.by_video().keys())}
+            | {"objects": metrics["objects"], **{name: memory[name] for name in sorted(memory)}}
+            | {f"stock_{name}": metrics["occupancy"]["stock"][name] for name in ("peak_mib", "tokens")}
+            | {"frame_ms": metrics.get("time", {}).get("frame_ms"), "time_vs_stock": result.beside_stock.get("ratio")}
+            | {"peak_device_mib": metrics.get("peak_device_mib")}
+            | {"front": " ".join(x for x, front in fronts.items() if result in front), "failed": len(metrics["failed"])}
+        )
     return rows
 
 
-def _gain(group: Group, result: Result) -> Difference | None:
-    if group.reference is None or result is group.reference:
-        return None
-    return difference(result, group.reference)
+def _table(group: Group, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the cells of the group's table, its head first."""
+    names = {}
+    for row in rows:
+        name = f"**{row['method']}**" if row["method"] in BASELINES else str(row["method"])
+        name += f" ({row['videos']} of {len(group.videos)} videos)" if row["lacking"] else ""
+        names[row["method"]] = name + (" ◆" if row["front"] else "")
+    return tables.cells(group, COLUMNS, lambda result: names[result.label])
 
 
-def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: list[dict[str, Any]]) -> list[str]:
-    times = {
-        head: (column, digits)
-        for head, column, digits in (("ms", "frame_ms", 1), ("time / stock", "time_vs_stock", 2))
-        if any(row[column] is not None for row in rows)
-    }
-    head = ["method", "J&F", "vs stock (95 %)", "J", "F", "frames", "MiB", "tokens", *times]
+def _markdown(
+    group: Group, table: Sequence[Sequence[str]], folder: Path, pictures: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    objects = max(result.metrics["objects"] for result in group.results)
     lines = [f"## {group.title}", ""]
     lines += [f"![J&F over occupancy]({folder.name}/pareto.png)", ""] if group.ranked else []
-    body = []
-    for row, result in zip(rows, group.results, strict=True):
-        gain = interval(_gain(group, result))
-        name = f"**{row['method']}**" if row["method"] in BASELINES else row["method"]
-        name += f" ({row['videos']} of {len(group.videos)} videos)" if row["lacking"] else ""
-        cells = [name + (" ◆" if row["front"] else ""), f"{row['jf']:.1f}", gain, f"{row['j']:.1f}", f"{row['f']:.1f}"]
-        cells += [f"{row['peak_frames']:.1f}", f"{row['peak_mib']:.2f}", f"{row['tokens']:.0f}"]
-        cells += ["" if row[column] is None else f"{row[column]:.{digits}f}" for column, digits in times.values()]
-        body.append(cells)
-    objects = max(row["objects"] for row in rows)
     lines += [
-        *markdown(head, body),
+        *tables.markdown(table[0], table[1:]),
         "",
         f"{len(group.videos)} videos, {objects} objects. J, F: percent, as DAVIS 2017 defines them, means over "
         "objects. Frames and MiB: peak held for an object; tokens: attended to, mean over frames. vs stock: paired "
@@ -135,28 +123,12 @@ def _markdown(group: Group, rows: list[dict[str, Any]], folder: Path, pictures: 
         "front: no other run is as accurate with as little.",
         "",
     ]
-    missing = [name for name in BASELINES if name not in {result.label for result in group.results}]
-    if missing:
+    if missing := [name for name in BASELINES if not group.find(name)]:
         command = f"`python -m benchmarks run --method {missing[0]}`"
         lines += [
             f"Missing to compare with: {', '.join(missing)}. {command} with the options of these runs adds it.",
             "",
         ]
-    lines += _failure_lines(group)
-    if "time / stock" in times:
-        turns = "ms: median frame of the run. time / stock: median over frames of one video that both track in turn."
-        lines += [turns, ""]
-    lines += _challenge_lines(group)
-    if pictures:
-        lines += ["### Worst cases", ""]
-        for case in pictures:
-            lines += [f"{case['method']} on {case['video']}: {case['fall']:+.1f} points, frame {case['frame']}.", ""]
-            lines += [f"![{case['method']} on {case['video']}]({folder.name}/worst/{case['file']})", ""]
-    return lines
-
-
-def _failure_lines(group: Group) -> list[str]:
-    lines = []
     for result in group.results:
         errors = [f"{name}: {' '.join(error.split())}" for name, error in result.metrics["failed"].items()]
         lines += [f"`{result.label}` failed on {'; '.join(errors)}", ""] if errors else []
@@ -166,49 +138,55 @@ def _failure_lines(group: Group) -> list[str]:
             "rest. Their differences from stock are over the videos that both have.",
             "",
         ]
+    if "time / stock" in table[0]:
+        turns = "ms: median frame of the run. time / stock: median over frames of one video that both track in turn."
+        lines += [turns, ""]
+    lines += _challenge_lines(group)
+    lines += ["### Worst cases", ""] if pictures else []
+    for case in pictures:
+        lines += [f"{case['method']} on {case['video']}: {case['fall']:+.1f} points, frame {case['frame']}.", ""]
+        lines += [f"![{case['method']} on {case['video']}]({folder.name}/worst/{case['file']})", ""]
     return lines
 
 
 def _challenge_lines(group: Group) -> list[str]:
-    names = sorted({name for result in group.ranked for name in result.metrics.get("challenges", {})})
+    found = {result.label: result.metrics.get("challenges", {}) for result in group.ranked}
+    names = sorted({name for each in found.values() for name in each})
     if not names:
         return []
-    shown = [r for r in group.ranked if r.label in BASELINES]
-    shown = [r for r in group.ranked if r in shown or r in group.ranked[: SHOWN - len(shown)]]
-    body = []
-    best = {name: max(r.metrics.get("challenges", {}).get(name, 0) for r in group.ranked) for name in names}
-    for result in shown:
-        values = [result.metrics.get("challenges", {}).get(name) for name in names]
-        cells = [
-            "" if value is None else f"**{value:.1f}**" if round(value, 1) >= round(best[name], 1) else f"{value:.1f}"
-            for name, value in zip(names, values, strict=True)
-        ]
-        body.append([result.label, *cells])
+    baselines = [label for label in found if label in BASELINES]
+    others = [label for label in found if label not in BASELINES][: SHOWN - len(baselines)]
+    best = {name: max(each.get(name, 0) for each in found.values()) for name in names}
+
+    def cell(value: float | None, name: str) -> str:
+        shown = tables.number(value, 1)
+        return f"**{shown}**" if value is not None and round(value, 1) >= round(best[name], 1) else shown
+
+    shown = [label for label in found if label in (*baselines, *others)]
+    body = [[label, *(cell(found[label].get(name), name) for name in names)] for label in shown]
     head = ["method", *(name.replace("_", " ") for name in names)]
-    return ["### J&F by challenge", "", *markdown(head, body), ""]
+    return ["### J&F by challenge", "", *tables.markdown(head, body), ""]
 
 
 def _worst(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:
     """Draw the worst videos of the best method besides the baselines, of the default one, and of the most frugal."""
     others = [result for result in group.ranked if result.label not in BASELINES]
-    if group.reference is None or not others or count < 1:
+    if group.reference is None or not others or count < 1 or (dataset := _reopen(group)) is None:
         return []
-    dataset = _reopen(group)
-    cases = []
     frugal = min(others, key=lambda result: result.occupancy("peak_mib"))
     default = [result for result in others if result.label == "keyframe"]
+    cases = []
     for chosen in {result.label: result for result in (others[0], *default, frugal)}.values():
         for name, fall in worst_videos(group, chosen, count):
             file = f"{re.sub(r'[^A-Za-z0-9.=-]+', '-', chosen.label)}_{name}.jpg"
-            frame = worst_picture(dataset, name, chosen, group.reference, folder / file) if dataset else None
+            frame = worst_picture(dataset, name, chosen, group.reference, folder / file)
             if frame is not None:
                 cases.append({"method": chosen.label, "video": name, "fall": fall, "frame": frame, "file": file})
     return cases
 
 
 def _reopen(group: Group) -> Dataset | None:
-    data = dict(group.config["data"])
-    data.pop("name")
+    data = {name: part for name, part in group.config["data"].items() if name != "name"}
     path = data.pop("path", None)
     try:
         return open_dataset(path, group.config["split"] if group.config["split"] != "all" else None, **data)
@@ -216,8 +194,7 @@ def _reopen(group: Group) -> Dataset | None:
         return None
 
 
-def _write_matrix(path: Path, columns: dict[str, dict[str, float]]) -> None:
+def _write_matrix(path: Path, columns: Mapping[str, Mapping[str, float]]) -> None:
     names = sorted({name for column in columns.values() for name in column})
-    rows = [{"": name, **{label: column.get(name) for label, column in columns.items()}} for name in names]
-    if rows:
-        write_csv(path, rows)
+    if names:
+        write_csv(path, [{"": name} | {label: each.get(name) for label, each in columns.items()} for name in names])

@@ -22,7 +22,7 @@ from random_calls import FLAGS, FRAMES, Call, Clear, Prompt, Remove, Reset, Resu
 from torch import Tensor
 
 import sam2_keyframe as sk
-from benchmarks._models import shared_features
+from benchmarks.models import shared_features
 from sam2_keyframe.synthetic import make_clip
 
 SIZE = 64

@@ -11,10 +11,10 @@ from PIL import Image
 
 from benchmarks import default, methods
 from benchmarks.__main__ import main
-from benchmarks._beside import WARM_UP, beside_stock
-from benchmarks._compare import Difference, difference, keep_results, load_groups
-from benchmarks._store import read_csv
+from benchmarks.compare import Difference, difference, keep_results, load_groups
 from benchmarks.datasets import Synthetic
+from benchmarks.results import read_csv
+from benchmarks.timing import WARM_UP, beside_stock
 from sam2_keyframe import METHODS, KeyframeMemory, Threshold, make_method
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.synthetic import make_clip
@@ -134,8 +134,8 @@ def test_nothing_finished_is_tracked_again(made, capsys):
 
 def test_time_beside_stock_is_of_both_sides(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("benchmarks._beside.MOST", 20)
-    monkeypatch.setattr("benchmarks._beside.time", clock)
+    monkeypatch.setattr("benchmarks.timing.MOST", 20)
+    monkeypatch.setattr("benchmarks.timing.time", clock)
     pair = [load_micro_predictor(image_size=64) for _ in range(2)]
     video = Synthetic("dev", ("static",), 1, 30, 64).open("static-10000")
     same = beside_stock(pair, video, make_method("stock"))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import methods, presets
+from benchmarks import bench as presets
+from benchmarks import methods
 from benchmarks.__main__ import main
-from benchmarks._beside import WARM_UP
-from benchmarks.presets import CELL
+from benchmarks.bench import CELL
+from benchmarks.timing import WARM_UP
 from sam2_keyframe.synthetic import make_clip
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def bench(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
     small = ["--image-size", "64", "--clips", "1", "--frames", str(FRAMES), "--size", "64", "--workers", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks._beside.WARM_UP", SKIPPED)
+        patch.setattr("benchmarks.timing.WARM_UP", SKIPPED)
         code = main(["bench", *small, "--challenges", "occlusion,static", "--out", str(out)])
     return out, code, {metrics["config"]["method"]["label"]: metrics for metrics in read(out)}
 
@@ -95,7 +96,7 @@ def test_the_official_path_with_random_weights_fills_readme(tmp_path, monkeypatc
     readme = tmp_path / "README.md"
     before = (ROOT / "README.md").read_text()
     readme.write_text(before)
-    monkeypatch.setattr("benchmarks._beside.WARM_UP", SKIPPED)
+    monkeypatch.setattr("benchmarks.timing.WARM_UP", SKIPPED)
     arguments = ["official", "--model", "tiny", "--data", str(tmp_path / "data"), "--image-size", "128"]
     arguments += ["--checkpoints", str(tmp_path / "checkpoints"), "--method", "keyframe"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--readme", str(readme)]) == 0

@@ -17,11 +17,10 @@ from PIL import Image
 import sam2_keyframe
 from benchmarks import metrics
 from benchmarks.__main__ import main
-from benchmarks._schema import check_metrics
-from benchmarks._store import Run, read_csv
-from benchmarks._track import Tracked
-from benchmarks._values import parse_value
 from benchmarks.datasets import Synthetic
+from benchmarks.results import Run, check_metrics, read_csv
+from benchmarks.tracking import Tracked
+from sam2_keyframe.app.options import parse_value
 from sam2_keyframe.synthetic import make_clip
 
 ROOT = Path(__file__).parents[1]
@@ -221,9 +220,9 @@ def test_what_is_named_twice_is_run_once(tmp_path, capsys):
         (["run", "--data", "nowhere/DAVIS"], "no folder nowhere/DAVIS.*davischallenge.org"),
         (["run", "--challenges", "fog"], "no challenge is called fog"),
         (["run", "--method", "best"], "no method 'best'; choose one of stock, window"),
-        (["run", "--set", "keep"], "'keep' is not name=value"),
+        (["run", "--set", "keep"], "--set 'keep': write key=value"),
         (["run", "--set", "keeep=0.2"], "unknown keyword keeep"),
-        (["run", "--set", "scorer=Best()"], "no strategy Best"),
+        (["run", "--set", "scorer=Best()"], "there is no 'Best'; there are Adaptive"),
         (["run", "--model", "huge"], "no model is called 'huge'"),
         (["run", "--model", "large", "--checkpoints", "x"], r"x/sam2.1_hiera_large.pt is missing.*curl .*https://"),
         (["run", "--model", "missing.pt"], "missing.pt: no such file"),
@@ -240,8 +239,14 @@ def test_what_is_named_twice_is_run_once(tmp_path, capsys):
         (["run", "--sequences", "a,b"], "--sequences a,b: .* for synthetic leave --sequences empty"),
         (["run", "--data", ".", "--challenges", "static"], "--challenges static: .* leave --challenges empty"),
         (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
-        (["sweep", "--grid", "keep=1", "--grid", "keep=2"], "keyframe keep=1 keep=2: a choice is given twice"),
-        (["sweep", "--set", "keep=1", "--grid", "keep=2"], "keyframe keep=1 keep=2: a choice is given twice"),
+        (
+            ["sweep", "--grid", "keep=1", "--grid", "keep=2"],
+            "keyframe keep=1 keep=2: .*: keep is given twice; give it once",
+        ),
+        (
+            ["sweep", "--set", "keep=1", "--grid", "keep=2"],
+            "keyframe keep=1 keep=2: .*: keep is given twice; give it once",
+        ),
         (["bench", "--data", "."], "--data .: bench runs on generated clips; give a folder to official or sweep"),
         (["report", "nowhere"], "there is no nowhere"),
     ],

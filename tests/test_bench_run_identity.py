@@ -8,9 +8,9 @@ import yaml
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks._compare import load_groups
-from benchmarks._store import protocol
+from benchmarks.compare import load_groups
 from benchmarks.datasets import open_dataset
+from benchmarks.results import protocol
 from sam2_keyframe.synthetic import make_clip
 
 

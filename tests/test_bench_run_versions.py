@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from benchmarks import _store
+from benchmarks import results as _store
 from benchmarks.__main__ import main
 
 SMALL = ["--image-size", "128", "--clips", "1", "--frames", "6", "--size", "64", "--method", "stock"]
@@ -52,7 +52,7 @@ def test_metrics_name_what_the_videos_were_made_with(folder, monkeypatch):
     facts = json.loads((video / "video.json").read_text())
     assert facts.pop("commit") == now["commit"]
     (video / "video.json").write_text(json.dumps(facts))  # as written before videos had a commit of their own
-    monkeypatch.setattr("benchmarks.run.surroundings", lambda: {**now, "commit": "newer"})
+    monkeypatch.setattr("benchmarks.plan.surroundings", lambda: {**now, "commit": "newer"})
     for commit in ("older", "newer"):
         assert run_static(folder.parent) == 0
         config = json.loads((folder / "metrics.json").read_text())["config"]
@@ -81,7 +81,7 @@ def test_tables_of_different_columns_are_not_joined(tmp_path):
     for name, text in (("a", "x,y\n1,2\n"), ("b", "y,x\n2,1\n")):
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"b and .*a have different columns"):
-        _store._concatenate([tmp_path / "a", tmp_path / "b"], tmp_path / "joined")
+        _store.join_tables([tmp_path / "a", tmp_path / "b"], tmp_path / "joined")
 
 
 def test_what_a_kill_leaves_behind_is_cleared(folder):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import _reaction, _reaction_page, scorers
-from benchmarks._reaction import CHANGES, NUISANCES, QUALITY, SCORERS, STEPS, ramp, render
+from benchmarks.studies import reaction as _reaction
+from benchmarks.studies import reaction_page as _reaction_page
+from benchmarks.studies import scorers
+from benchmarks.studies.reaction import CHANGES, NUISANCES, QUALITY, SCORERS, STEPS, ramp, render
 from sam2_keyframe.scorers import SCORERS as REGISTRY
 
 CLAIMS = {

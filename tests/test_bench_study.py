@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import _study_text, study
+from benchmarks import study
 from benchmarks.__main__ import main
-from benchmarks._compare import Group, Result, difference, load_groups
-from benchmarks._families import FAMILIES, members, winners
-from benchmarks._values import parse_pair
+from benchmarks.compare import Group, Result, difference, load_groups
+from benchmarks.study import FAMILIES, winners
 from sam2_keyframe import make_method
+from sam2_keyframe.app.options import parse_set
 
 NAMES = ("mask IoU", "optical flow", "IoU + flow, sum")
 
@@ -35,7 +35,7 @@ def test_the_grid_has_six_thresholds_and_three_capacities_in_every_family():
         runs = family.runs()
         assert len(runs) == len({tuple(replacements) for _, replacements in runs}) == 18, name
         assert set(family.parts) | ({family.instead} - {""}) <= set(FAMILIES)
-        methods = [make_method(method, **dict(map(parse_pair, replacements))) for method, replacements in runs]
+        methods = [make_method(method, **parse_set(replacements)) for method, replacements in runs]
         assert len({repr(method) for method in methods}) == 18, name
         assert {method.capacity for method in methods} == {1, 3, 5}
         assert len({method.keep for method in methods}) == 6
@@ -72,7 +72,7 @@ def test_winners_are_chosen_on_development_clips_and_shown_on_others(studied):
     }
     won = winners(dev, {name: FAMILIES[name] for name in NAMES})
     for name, winner in won.items():
-        assert winner.jf == max(r.jf for r in members(dev, FAMILIES[name]))
+        assert winner.jf == max(r.jf for r in FAMILIES[name].members(dev))
     expected = {"stock", "window", *study.METHODS, *(winner.label for winner in won.values())}
     assert {r.label for r in test.results} == expected
     assert all("beside_stock" in r.metrics["time"] for r in test.results)
@@ -89,11 +89,11 @@ def test_the_tables_say_what_the_results_say(studied):
     gain = difference(ours, theirs)
     cell = f"{round(gain.mean, 1) + 0.0:+.1f} (4 videos) |"  # too few for an interval or a verdict
     assert f"| IoU + flow, sum minus mask IoU | {cell}" in text
-    runs = [r for r in members(dev, FAMILIES["mask IoU"]) if "keep=0.1" in r.metrics["config"]["method"]["set"]]
+    runs = [r for r in FAMILIES["mask IoU"].members(dev) if "keep=0.1" in r.metrics["config"]["method"]["set"]]
     assert len(runs) == 3
     rate = np.mean([r.metrics["keep_rate"] for r in runs])
     assert f"0.1: {np.mean([r.jf for r in runs]):.1f} ({rate:.0f} %)" in text
-    changing = [r.by_video()["scale-10000"][0] for r in members(dev, FAMILIES["mask IoU"])]
+    changing = [r.by_video()["scale-10000"][0] for r in FAMILIES["mask IoU"].members(dev)]
     assert f"| mask IoU | {np.mean(changing):.1f} |" in text.partition("## Shape and scale change")[2]
     (root / "results/README.md").write_text("")
     assert main([*arguments, "--only-table"]) == 0
@@ -142,7 +142,7 @@ def test_without_clips_of_a_change_it_is_said(studied):
         for g in load_groups(studied[0] / "results")
     ]
     families = {name: FAMILIES[name] for name in NAMES}
-    text = _study_text.write(groups, families, winners(groups[0], families))
+    text = study.write(groups, families)
     assert "None of the clips is of deformation or scale." in text
     assert "nan" not in text
 

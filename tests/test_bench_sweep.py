@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import run as run_module
+from benchmarks import plan as run_module
 from benchmarks.__main__ import main
-from benchmarks._models import shared_features
-from benchmarks._store import read_csv
-from benchmarks._values import parse_pair, parse_value, split_values
-from benchmarks.sweep import combinations
-from sam2_keyframe import Quality, Visible
+from benchmarks.models import shared_features
+from benchmarks.plan import combinations
+from benchmarks.results import read_csv
+from sam2_keyframe import MaskIoU, Quality, Visible
 from sam2_keyframe.app.models import recognise
+from sam2_keyframe.app.options import parse_set
 from sam2_keyframe.micro import load_micro_predictor
 
 SMALL = ["--image-size", "128", "--clips", "1", "--frames", "8", "--size", "64", "--challenges", "deformation"]
@@ -28,16 +28,17 @@ def test_a_grid_is_every_combination_beside_the_baselines():
     assert len(combinations([], "compact", [], [])) == 2
 
 
-def test_values():
-    assert parse_pair("keep=0.2") == ("keep", 0.2)
-    assert parse_pair("temporal=anchor") == ("temporal", "anchor")
-    assert parse_value("Visible() & Quality(0.5)") == Visible() & Quality(0.5)
-    assert parse_value("inf") == float("inf")
-    assert parse_value("None") is None
-    assert split_values("Quality(minimum=0.1, x=[1,2]),0.3") == ["Quality(minimum=0.1, x=[1,2])", "0.3"]
+def test_a_sweep_reads_values_as_the_command_line_does():
+    assert parse_set(["keep=0.2", "temporal=anchor", "scorer=MaskIoU", "evict=None"]) == {
+        "keep": 0.2,
+        "temporal": "anchor",
+        "scorer": MaskIoU(),
+        "evict": None,
+    }
+    assert parse_set(["gate=Visible() & Quality(0.5)"]) == {"gate": Visible() & Quality(0.5)}
     for text in ("__import__('os')", "open('x')", "wrap()", "1 +", "Adaptive(**{'k': 99})"):
-        with pytest.raises(ValueError, match="cannot read the value"):
-            parse_value(text)
+        with pytest.raises(ValueError, match=r"there is no|cannot be read|is neither a literal nor built"):
+            parse_set([f"keep={text}"])
 
 
 def test_shared_features_change_no_mask(tmp_path, monkeypatch):

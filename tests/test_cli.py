@@ -174,10 +174,19 @@ def test_set_builds_registered_classes_only() -> None:
 def test_repr_of_every_method_can_be_set() -> None:
     for name, factory in METHODS.items():
         method = factory(frames=(3,)) if name in NON_CAUSAL else factory()
+        assert options.parse_value(repr(method)) == method, name
         for key in ("gate", "keep", "evict"):
-            text = repr(getattr(method, key))
-            if not text.startswith(("And(", "Or(", "Not(")):
-                assert options.parse_value(text) == getattr(method, key), (name, key)
+            assert options.parse_value(repr(getattr(method, key))) == getattr(method, key), (name, key)
+
+
+def test_set_takes_each_choice_once_and_splits_values() -> None:
+    with pytest.raises(ValueError, match="keep is given twice; give it once"):
+        options.parse_set(["keep=0.1", "keep=0.2"])
+    found = options.split_values("Quality(minimum=0.1, x=[1,2]), anchor,0.3,None,0.3")
+    assert found == ["Quality(minimum=0.1, x=[1,2])", "anchor", "0.3", "None"]
+    for text in ("a]+[b", "1 +"):
+        with pytest.raises(ValueError, match="write values with commas between them"):
+            options.split_values(text)
 
 
 def test_list_names_every_building_block(capsys: Any) -> None:

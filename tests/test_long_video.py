@@ -1,4 +1,4 @@
-"""Constant memory, the short form of `benchmarks.long_video`: file and stream are flat, stock is seen to grow."""
+"""Constant memory, as `benchmarks.studies.long_video` in short: file and stream are flat, stock is seen to grow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import long_video
+from benchmarks.studies import long_video
 from sam2_keyframe.bank import decisions as selection
 from sam2_keyframe.bank import statistics as stats
 

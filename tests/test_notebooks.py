@@ -17,7 +17,7 @@ from footage import decode_threads
 from matplotlib import pyplot
 from PIL import Image
 
-from benchmarks._models import check_model, load_predictor
+from benchmarks.models import check_model, load_predictor
 from benchmarks.notebooks import _slim
 from sam2_keyframe.synthetic import make_clip
 

@@ -5,11 +5,9 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from benchmarks import _tradeoff_text as text
 from benchmarks import tradeoff
-from benchmarks._compare import Difference, load_groups
-from benchmarks._tradeoff_text import Cost, cost
-from benchmarks.tradeoff import families, label, main, runs
+from benchmarks.compare import Difference, load_groups
+from benchmarks.tradeoff import AXES, Cost, cost, draw, main, runs
 
 SMALL = ["--image-size", "128", "--clips", "2", "--frames", "12", "--size", "64"]
 
@@ -80,15 +78,14 @@ def test_the_pictures_show_every_setting_that_an_axis_tells_apart(made):
     from matplotlib.figure import Figure
 
     group = made[1]
-    drawn = {name: [*map(label, found)] for name, found in families().items()}
-    for (_, x), shown in zip(
-        text.AXES,
+    for x, shown in zip(
+        AXES.values(),
         [{"compact", "eight bits", "codec and scheme", "fewer memories"}] * 2
         + [{"compact", "Pool", "prompt too", "codec and scheme"}],
         strict=True,
     ):
         panel = Figure().subplots()
-        text.draw(panel, group, drawn, x)
+        draw(panel, group, x)
         bars = {container.get_label(): len(container.lines[0].get_xdata()) for container in panel.containers}
         assert shown <= set(bars)
         assert bars["compact"] == bars["codec and scheme"] == 1

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import sam2_keyframe
 from sam2_keyframe.app.draw import need
 from sam2_keyframe.bank import compression
+from sam2_keyframe.rules.filters import And, Not, Or
 
 CONSTANTS: Mapping[str, float] = {"inf": math.inf, "nan": math.nan}
 OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -38,8 +39,8 @@ def registries() -> dict[str, Mapping[str, type]]:
 
 
 def building_blocks() -> dict[str, type]:
-    """Return every class that a choice may name, by class name and by registry name."""
-    blocks: dict[str, type] = {}
+    """Return every class that a choice may name, by class name and by registry name; and what a `repr` names besides."""
+    blocks: dict[str, type] = {cls.__name__: cls for cls in (sam2_keyframe.KeyframeMemory, And, Or, Not)}
     for registry in registries().values():
         blocks.update(registry)
         blocks.update({cls.__name__: cls for cls in registry.values()})
@@ -53,15 +54,37 @@ def parse_set(texts: Iterable[str]) -> dict[str, Any]:
     MinGap(5)`, `evict=LeastSignificant()`, `measure=[FeatureShift()]`. Any other word is a string.
 
     Raises:
-        ValueError: A text is not of that form.
+        ValueError: A text is not of that form, or a choice is given twice.
     """
-    choices = {}
+    choices: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isidentifier() or not value.strip():
             raise ValueError(f"--set {text!r}: write key=value, as in --set capacity=4 or --set 'scorer=MaskIoU()'")
+        if key.strip() in choices:
+            raise ValueError(f"--set {text!r}: {key.strip()} is given twice; give it once")
         choices[key.strip()] = parse_value(value.strip())
     return choices
+
+
+def split_values(text: str) -> list[str]:
+    """Return the texts of several values, which commas outside brackets divide, none twice.
+
+    >>> split_values("Quality(minimum=0.1), anchor, 0.3")
+    ['Quality(minimum=0.1)', 'anchor', '0.3']
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    whole = f"[{text}]"
+    try:
+        tree = ast.parse(whole, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        tree = None
+    if not isinstance(tree, ast.List):
+        raise ValueError(f"{text!r} cannot be read: write values with commas between them, as in 0.1,0.2")
+    found = [ast.get_source_segment(whole, node) for node in tree.elts]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def parse_value(text: str) -> Any:

@@ -8,21 +8,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks._beside import time_runs
-from benchmarks._compare import Group, load_groups
-from benchmarks._store import protocol, write_text
+from benchmarks.compare import Group, load_groups
+from benchmarks.engine import carry_out
+from benchmarks.plan import add_arguments, combinations, make_plan
 from benchmarks.report import write_report
-from benchmarks.run import add_arguments, carry_out, make_plan
-from benchmarks.sweep import combinations
+from benchmarks.results import protocol, write_text
+from benchmarks.timing import time_runs
 
 CHALLENGES = ("deformation", "scale", "occlusion", "leave_and_return", "look_alike", "long")
-CLIPS, FRAMES = 2, 60
 METHODS = ("first", "fifo", "every_nth", "random", "keyframe", "adaptive", "samurai", "dam4sam", "sam3")
 """Beside stock and window; `python -m benchmarks methods` runs them all."""
-
 COLUMN = ("stock", "window", "keyframe")
 """What README's official column shows, in this order."""
-
 CELL = re.compile(r"(<!--official (\w+)-->).*?(<!--/-->)")
 """A cell of that column in README, and the name of what stands there."""
 
@@ -30,7 +27,7 @@ CELL = re.compile(r"(<!--official (\w+)-->).*?(<!--/-->)")
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench`: its defaults are small and its clips those of the test split."""
     _add(parser)
-    parser.set_defaults(challenges=CHALLENGES, clips=CLIPS, frames=FRAMES, split="test", workers=2, readme=None)
+    parser.set_defaults(challenges=CHALLENGES, clips=2, frames=60, split="test", workers=2, readme=None)
 
 
 def add_official_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +42,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", nargs="+", default=list(METHODS), help="methods to run (default: %(default)s)")
 
 
-def main_preset(options: argparse.Namespace) -> int:
+def main_bench(options: argparse.Namespace) -> int:
     """Run the methods, measure their times beside stock's, write the report; returns the exit code.
 
     Raises:
@@ -78,21 +75,19 @@ def official_column(group: Group) -> dict[str, str]:
     Raises:
         ValueError: The model is not official, one of the methods is missing, or a video failed under one.
     """
-    found = {result.label: result.metrics for result in group.results}
-    unfit = [name for name in COLUMN if name not in found or found[name]["failed"]]
-    if group.config["model"] == "micro" or unfit:
-        reason = f"{', '.join(unfit)} missing or with failed videos" if unfit else "the model is micro"
+    runs = [result for name in COLUMN if (result := group.find(name)) and not result.metrics["failed"]]
+    if group.config["model"] == "micro" or len(runs) < len(COLUMN):
+        unfit = ", ".join(name for name in COLUMN if name not in [result.label for result in runs])
+        reason = f"{unfit} missing or with failed videos" if unfit else "the model is micro"
         raise ValueError(f"README's official column stays as it is: {reason}")
-    runs = [found[name] for name in COLUMN]
-    memory = [run["occupancy"]["memory"] for run in runs]
-    times = [run["time"].get("beside_stock", {}).get("ratio") for run in runs]
+    times = [result.beside_stock.get("ratio") for result in runs]
     machine = f"{group.config['device']}, {group.config['dtype']}"
     return {
         "head": f"official weights, data of their own: {group.title} ({machine}); {' / '.join(COLUMN)}",
-        "mib": " / ".join(f"{each['peak_mib']:.2f}" for each in memory) + " MiB, most held, mean over objects",
-        "tokens": " / ".join(f"{each['tokens']:,.0f}" for each in memory) + ", mean over frames",
+        "mib": " / ".join(f"{r.occupancy('peak_mib'):.2f}" for r in runs) + " MiB, most held, mean over objects",
+        "tokens": " / ".join(f"{r.occupancy('tokens'):,.0f}" for r in runs) + ", mean over frames",
         "time": "not measured" if None in times else " / ".join(f"{ratio:.2f}" for ratio in times),
-        "jf": " / ".join(f"{run['accuracy']['jf']:.1f}" for run in runs),
+        "jf": " / ".join(f"{r.jf:.1f}" for r in runs),
     }
 
 

@@ -26,7 +26,7 @@ from sam2_keyframe.patches.attention import AttentionHook, read_layout
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.types import Memory, Moment
 
-OUT = Path(__file__).parent / "results" / "codecs"
+OUT = Path(__file__).parent / "codecs"
 CLIPS = [
     (challenge, seed) for challenge in ("static", "occlusion", "look_alike", "leave_and_return") for seed in (300, 301)
 ]

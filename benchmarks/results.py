@@ -1,9 +1,10 @@
-"""A run's directory: configuration, one folder a finished video, and the tables made of them."""
+"""What is kept: a run's directory (configuration, finished videos, tables made of them), and files of many runs."""
 
 from __future__ import annotations
 
 import csv
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -12,55 +13,54 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import yaml
 
-from benchmarks._track import Tracked, summary
+from benchmarks.tracking import Tracked, summary
 
 SCHEMA = 1
 """Version of the results on disk."""
-
 IDENTITY = ("schema", "method", "data", "split", "model", "weights", "image_size", "device", "dtype", "threads", "seed")
 """Parts of a configuration that must agree for a run to go on."""
-
 MADE_WITH = ("annotations", "shared_features")
 """Parts that must agree as well; results without a digest of their annotations can still be compared."""
-
 PACKAGES = ("sam2-keyframe", "torch", "sam2")
 """Packages whose versions must agree for a run to go on."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One method on one dataset with one model, and the directory that holds its results.
-
-    Attributes:
-        path: The directory.
-        config: What is written into its `config.yaml`.
-    """
+    """One method on one dataset with one model: the directory of its results, and what its `config.yaml` says."""
 
     path: Path
     config: Mapping[str, Any]
 
     @property
-    def name(self) -> str:
-        """Name of the directory."""
-        return self.path.name
+    def label(self) -> str:
+        return str(self.config["method"]["label"])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for this process; ValueError when another one writes it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"another process is writing {self.path}; wait for it or choose another --out"
+                raise ValueError(message) from error
+            yield
 
     def prepare(self) -> None:
-        """Describe the locked directory, or check that it is of the same configuration and clear what was cut off.
-
-        Raises:
-            ValueError: It holds results of another version or configuration.
-            OSError: It cannot be written.
-        """
+        """Describe the locked directory, or check that it is of the same configuration; clear what was cut off."""
         (self.path / "videos").mkdir(exist_ok=True)
         file = self.path / "config.yaml"
         if file.exists():
@@ -73,7 +73,6 @@ class Run:
             shutil.rmtree(left, ignore_errors=True)
 
     def done(self, name: str) -> bool:
-        """Return whether a video is finished."""
         return (self.path / "videos" / name).is_dir()
 
     def write_video(
@@ -107,27 +106,26 @@ class Run:
         return {file.name: file.read_text() for file in files if not self.done(file.name)}
 
     def finish(self, names: Iterable[str]) -> dict[str, Any]:
-        """Write `frames.csv`, `objects.csv` and `metrics.json` from the finished videos, and return the metrics.
+        """Write `frames.csv`, `objects.csv` and `metrics.json` from the finished videos; return the metrics.
 
-        Their commits are those that the videos were tracked with.
+        Commit and versions are those that the videos were tracked with.
 
         Raises:
             ValueError: A video's files are of another version, or broken.
-            OSError: The directory cannot be read or written.
         """
         folders = [self.path / "videos" / name for name in names if self.done(name)]
         begun = yaml.safe_load((self.path / "config.yaml").read_text())
         videos = [_read_video(folder, begun["commit"]) for folder in folders]
         objects = [row for rows, _, _ in videos for row in rows]
         commits = ", ".join(sorted({commit for _, _, commit in videos if commit})) or None
-        _concatenate([folder / "frames.csv" for folder in folders], self.path / "frames.csv")
-        _concatenate([folder / "objects.csv" for folder in folders], self.path / "objects.csv")
+        for table in ("frames.csv", "objects.csv"):
+            join_tables([folder / table for folder in folders], self.path / table)
         found = summary(objects) if objects else {}
         if "time" in found and (beside := self.time_beside_stock()):
             found["time"]["beside_stock"] = beside
         metrics = {
             "schema": SCHEMA,
-            "name": self.name,
+            "name": self.path.name,
             "config": {**self.config, "versions": begun["versions"], "commit": commits},
             "videos": len(folders),
             "objects": len(objects),
@@ -144,26 +142,7 @@ class Run:
         return dict(json.loads(file.read_text())) if file.exists() else None
 
     def write_time_beside_stock(self, time: Mapping[str, Any]) -> None:
-        """Write a frame's time measured in turn with stock's."""
         write_text(self.path / "time.json", json.dumps(time) + "\n")
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory for this process.
-
-        Raises:
-            ValueError: Another process is writing it.
-            OSError: It cannot be written.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"another process is writing {self.path}; wait for it or choose another --out"
-                ) from error
-            yield
 
 
 def make_run(out: Path, config: Mapping[str, Any]) -> Run:
@@ -182,9 +161,8 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
         before, now = (_identity(each) | _made_with(each) for each in (found, config))
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a configuration of this version ({error}); choose another --out") from error
-    differing = [key for key in now if before[key] != now[key]]
-    if differing:
-        shown = "; ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in differing)
+    shown = "; ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in now if before[key] != now[key])
+    if shown:
         raise ValueError(f"{file.parent} holds results made otherwise: {shown}. Choose another --out or remove it.")
 
 
@@ -202,16 +180,11 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _made_with(config: Mapping[str, Any]) -> dict[str, Any]:
-    versions = {name: config["versions"].get(name) for name in PACKAGES}
-    return {name: config.get(name) for name in MADE_WITH} | versions
+    return {name: config.get(name) for name in MADE_WITH} | {name: config["versions"].get(name) for name in PACKAGES}
 
 
 def _read_video(folder: Path, begun: str | None) -> tuple[list[dict[str, str]], float | None, str | None]:
-    """Return a finished video's objects, peak device memory and commit (`begun` where it does not say).
-
-    Raises:
-        ValueError: They are not what this version writes.
-    """
+    """Return a finished video's objects, peak device memory and commit (`begun` where it does not say)."""
     try:
         objects, video = read_csv(folder / "objects.csv"), json.loads((folder / "video.json").read_text())
         summary(objects)
@@ -220,6 +193,98 @@ def _read_video(folder: Path, begun: str | None) -> tuple[list[dict[str, str]], 
         raise ValueError(
             f"{folder} is not a video of this version ({error!r}); remove it to track it again, or choose another --out"
         ) from error
+
+
+# -- results of several runs in one file ----------------------------------------------------------------------------
+
+
+@functools.cache
+def validator() -> Any:
+    """Return the validator of `schema.json`, the form of a `metrics.json` and of several runs in one file."""
+    return jsonschema.Draft202012Validator(json.loads(Path(__file__).with_name("schema.json").read_text()))
+
+
+def check_metrics(metrics: object, source: object = "results") -> None:
+    """Raise ValueError naming the first place where results break the schema."""
+    if error := next(validator().iter_errors(metrics), None):
+        place = error.json_path.removeprefix("$").lstrip(".") or "the file"
+        raise ValueError(f"{source}: {place}: {error.message}; see benchmarks/schema.json")
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Return the metrics of every run in a file, each with its whole configuration.
+
+    Raises:
+        ValueError: It cannot be read, is of another version or breaks the schema.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as results: {error}") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        kind = found.get("schema") if isinstance(found, dict) else type(found).__name__
+        raise ValueError(
+            f"{file} is of another version (schema {kind}, this one is {SCHEMA}); move it away or run it again"
+        )
+    check_metrics(found, file)
+    if "runs" not in found:
+        return [found]
+    shared = found["config"]
+    return [
+        {**run, "schema": SCHEMA, "config": {**shared, "method": run["method"], "commit": run.get("commit")}}
+        for run in found["runs"]
+    ]
+
+
+def keep_results(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write the metrics of runs that may be compared into one file, what they share once, without this machine's paths.
+
+    Runs of the same label that the file holds already are replaced, the others stay.
+
+    Raises:
+        ValueError: The file holds runs that these may not be compared with.
+    """
+    check_kept(runs[0]["config"], file)
+    labels = {metrics["config"]["method"]["label"] for metrics in runs}
+    before = [m for m in (read_metrics(file) if file.exists() else []) if m["config"]["method"]["label"] not in labels]
+    shared = {name: part for name, part in _portable(runs[0]["config"]).items() if name != "method"}
+    lines = []
+    for metrics in (*before, *runs):
+        own = {"method": metrics["config"]["method"], "commit": metrics["config"].get("commit")}
+        rest = {name: _rounded(part) for name, part in metrics.items() if name not in ("schema", "config", *own)}
+        lines.append(json.dumps(own | rest))
+    head = json.dumps({"schema": SCHEMA, "config": shared})[:-1]
+    write_text(file, f'{head}, "runs": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def check_kept(config: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError when a file of kept results, if there is one, holds runs under another protocol."""
+    for metrics in read_metrics(file)[:1] if file.exists() else []:  # those of a file share it
+        there, here = (_flat(json.loads(protocol(each))) for each in (metrics["config"], config))
+        differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+        shown = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing)
+        if differing:
+            raise ValueError(f"{file} holds runs under another protocol: {shown}. Give another --results, or move it")
+
+
+def _flat(parts: dict[str, Any]) -> dict[str, Any]:
+    return {**parts.pop("data"), **parts}
+
+
+def _portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = dict(config["data"])
+    return {**config, "data": {**data, "path": Path(data["path"]).name} if data.get("path") else data}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value
+
+
+# -- files and surroundings -----------------------------------------------------------------------------------------
 
 
 def surroundings() -> dict[str, Any]:
@@ -253,7 +318,13 @@ def write_text(path: Path, text: str) -> None:
     os.replace(file.name, path)
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_json(path: Path, found: object) -> None:
+    """Write a file of results, and its folder where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(found, indent=1, default=float) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of the same columns; numbers with all their digits."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -267,9 +338,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _concatenate(files: list[Path], target: Path) -> None:
-    parts = [file.read_text() for file in files]
+def join_tables(files: Sequence[Path], target: Path) -> None:
+    """Write tables of the same columns below each other."""
+    parts = [file.read_text().partition("\n") for file in files]
     for file, part in zip(files, parts, strict=True):
-        if part.partition("\n")[0] != parts[0].partition("\n")[0]:
+        if part[0] != parts[0][0]:
             raise ValueError(f"{file} and {files[0]} have different columns; remove the older video to track it again")
-    write_text(target, "".join(part if i == 0 else part.partition("\n")[2] for i, part in enumerate(parts)))
+    write_text(target, "".join([*(parts[0][:2] if parts else ()), *(part[2] for part in parts)]))

@@ -18,7 +18,7 @@ import sam2_keyframe as sk
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.types import FrameMemo, FrameRecord, History, Reference, TrackedFrame
 
-RESULTS = Path(__file__).resolve().parent / "results" / "scorers"
+RESULTS = Path(__file__).resolve().parent / "scorers"
 SIDE = 256
 STEPS = 8
 """Frames over which a change grows from nothing to its full size; one unchanged frame comes before."""

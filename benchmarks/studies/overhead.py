@@ -1,8 +1,8 @@
 """What the plugin itself costs: time inside our code, and device bytes over 300 frames.
 
-`python -m benchmarks.overhead` writes benchmarks/results/overhead/*.json. Time: two equal predictors, one of them
-wrapped, track the same clip frame by frame in turn; the attended memories are pinned to stock's, so that fewer of them
-cannot hide the cost. Bytes: the 300 frames are one clip repeated forth and back.
+`python -m benchmarks.studies.overhead` writes overhead/*.json. Time: two equal predictors, one of
+them wrapped, track the same clip frame by frame in turn; the attended memories are pinned to stock's, so that fewer of
+them cannot hide the cost. Bytes: the 300 frames are one clip repeated forth and back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sam2_keyframe.patches.wrapping import Wrapping
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.video.source import init_state, without_bars
 
-RESULTS = Path(__file__).parent / "results" / "overhead"
+RESULTS = Path(__file__).parent / "overhead"
 PINNED = {
     "window": sk.make_method("window"),
     "keyframe": sk.make_method("keyframe", keep=float("inf")),

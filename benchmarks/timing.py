@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks._models import load_predictor
-from benchmarks._track import precision
 from benchmarks.datasets import Video
-from benchmarks.run import Plan
+from benchmarks.plan import Plan
+from benchmarks.tracking import precision
 from sam2_keyframe import KeyframeMemory, make_method, wrap
 from sam2_keyframe.video.source import init_state
 
 WARM_UP = 10
 """Frames left out: prompts, first calls, memories that fill."""
-
 MOST = 150
 """Frames after which measuring stops: on long videos more would only take longer."""
 
@@ -36,14 +34,14 @@ def time_runs(plan: Plan) -> None:
     if name is None:
         return
     torch.set_num_threads(plan.threads)
-    pair = [load_predictor(plan.checkpoint, plan.device, plan.image_size) for _ in range(2)]
+    pair = [plan.load_predictor() for _ in range(2)]
     video = plan.dataset.open(name)
     for run, method in left:
         torch.manual_seed(plan.seed)
         try:
             run.write_time_beside_stock(beside_stock(pair, video, method))
         except Exception as error:  # without a time the other figures still hold
-            sys.stderr.write(f"{run.config['method']['label']}: no time beside stock: {error}\n")
+            sys.stderr.write(f"{run.label}: no time beside stock: {error}\n")
             continue
         run.finish(plan.dataset.names)
 
@@ -51,18 +49,14 @@ def time_runs(plan: Plan) -> None:
 def beside_stock(pair: list[Any], video: Video, method: KeyframeMemory) -> dict[str, Any]:
     """Return "ratio", "frame_ms", "stock_ms" (medians), "frames" (how many count) and "video".
 
-    Args:
-        pair: Two equal predictors.
-        video: What to track: the objects of its first prompted frame.
-        method: What the first predictor is wrapped with; the second one is under stock.
+    Of two equal predictors the first is wrapped with the method, the second with stock; both track the objects of the
+    video's first prompted frame.
 
     Raises:
         ValueError: The video is too short.
     """
     device = torch.device(pair[0].device)
-    walks = [
-        _walk(predictor, video, each) for predictor, each in zip(pair, (method, make_method("stock")), strict=True)
-    ]
+    walks = [_walk(*each) for each in zip(pair, (video, video), (method, make_method("stock")), strict=True)]
     rows: list[list[float]] = []
     with torch.inference_mode(), precision(device):
         for t in range(min(MOST, len(video.frames) - min(video.prompts()))):

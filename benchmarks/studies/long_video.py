@@ -1,7 +1,7 @@
 """10,000 frames in constant memory: measure a file, a stream and stock SAM 2, each in a process of its own.
 
-    python -m benchmarks.long_video run       # writes results/long_video/{file,stream,stock}.csv, then the report
-    python -m benchmarks.long_video report    # summary.json and memory.png from those files
+    python -m benchmarks.studies.long_video run       # writes {file,stream,stock}.csv, then the report
+    python -m benchmarks.studies.long_video report    # summary.json and memory.png from those files
 
 Columns, every 100 frames: `frames_mib` pixels held, `bank_mib` memories and mask logits that the state holds,
 `books_mib` SAM 2's bookkeeping and our statistics, `entries` stored frames, `rss_mib` the resident size; every
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-RESULTS = Path(__file__).parent / "results" / "long_video"
+RESULTS = Path(__file__).parent / "long_video"
 KINDS = ("file", "stream", "stock")
 BOOKS = ("point_inputs_per_obj", "mask_inputs_per_obj", "frames_tracked_per_obj")
 COLUMNS = ("frames_mib", "bank_mib", "books_mib", "entries", "rss_mib", "objects", "tensors", "tensor_mib")
@@ -251,7 +251,7 @@ def report(results: Path) -> None:
 
 
 def main() -> None:
-    from benchmarks._store import surroundings
+    from benchmarks.results import surroundings
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,81 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks._compare import Group, Result
-from benchmarks._legend import Look, families, left_out, looks
-from benchmarks._store import read_csv
+from benchmarks.compare import Group, Result
 from benchmarks.datasets import Dataset, Video
-from benchmarks.sweep import BASELINES
+from benchmarks.plan import BASELINES
+from benchmarks.results import read_csv
 from sam2_keyframe.app.pictures import overlay
 
-PANELS = (
-    ("peak_frames", "frames held (peak)"),
-    ("peak_mib", "MiB held (peak)"),
-    ("tokens", "tokens attended (mean)"),
-)
+PANELS = {"peak_frames": "frames held (peak)", "peak_mib": "MiB held (peak)", "tokens": "tokens attended (mean)"}
 LETTERS = 165
 """About as many fit beside each other below the plot."""
 AREAS = (105.0, 44.0, 10.0)
 """Of a point, in square points: where others lie below it, it is smaller than they are."""
 NEAR = 5.0
 """Pixels at which a point lies on another."""
+COLOURS = ("#1f6fb4", "#e08214", "#2a9d5c", "#8352a8", "#c2458f", "#8a6a3b", "#17a0b0", "#7f9a1e", "#444444", "#e8b000")
+MARKERS = {
+    "o": "circle", "^": "triangle-up", "s": "square", "v": "triangle-down", "X": "x", "p": "pentagon",
+    "<": "triangle-left", ">": "triangle-right", "d": "diamond-tall", "h": "hexagon", "D": "diamond",
+}  # fmt: skip
+"""Markers of matplotlib, and what plotly calls them."""
+MANY = 12
+"""Runs beyond which they are coloured by family instead of each being named."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the runs of a family are drawn; baselines hollow and large, so that what lies on them is seen.
+
+    Attributes:
+        colour: As in CSS.
+        marker: As in matplotlib.
+        area: In square points; 0: as small as the points around ask for.
+    """
+
+    colour: str
+    marker: str
+    area: float = 0.0
+
+
+BASELINE_LOOKS = {BASELINES[0]: Look("#b0402f", "s", 300.0), BASELINES[1]: Look("#565b66", "D", 180.0)}
+
+
+def families(results: Sequence[Result]) -> dict[str, str]:
+    """Return what the runs are called in a legend, by label: the choices in which a method's runs differ.
+
+    Where there are many runs they are named after the first of these choices alone, and share its look.
+    """
+    several = len({result.method["name"] for result in results if result.label not in BASELINES}) > 1
+    found = {}
+    for result in results:
+        name, common = result.method["name"], _common(results, result.method["name"])
+        parts = [part for part in result.method["set"] if part not in common][: 1 if len(results) > MANY else None]
+        found[result.label] = " ".join([name, *parts] if several or not parts else parts)
+    return found
+
+
+def left_out(results: Sequence[Result]) -> str:
+    """Return a sentence with the choices that all runs of a method have, which `families` leaves out; or nothing."""
+    common = {name: _common(results, name) for name in dict.fromkeys(result.method["name"] for result in results)}
+    return "; ".join(f"{name}: {' '.join(parts)} in every run" for name, parts in common.items() if parts)
+
+
+def _common(results: Sequence[Result], name: str) -> list[str]:
+    """Return the replacements that all runs of a method have, in their order; none where it has one run."""
+    sets = [result.method["set"] for result in results if result.method["name"] == name]
+    return [part for part in sets[0] if all(part in each for each in sets)] if len(sets) > 1 else []
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Return the looks of families, baselines first; no two of about a hundred are alike."""
+    names, markers = set(names), list(MARKERS)
+    chosen = {
+        name: Look(COLOURS[i % len(COLOURS)], markers[i % len(markers)])  # their numbers have no common factor
+        for i, name in enumerate(sorted(names - set(BASELINES)))
+    }
+    return {name: look for name, look in BASELINE_LOOKS.items() if name in names} | chosen
 
 
 def pareto(group: Group, stem: Path) -> None:
@@ -42,7 +101,7 @@ def pareto(group: Group, stem: Path) -> None:
     figure = Figure(figsize=(12, 5.6 + 0.24 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     order = sorted(results, key=lambda result: result.label not in BASELINES)  # what is large and hollow first
-    for panel, (x, title) in zip(axes, PANELS, strict=True):
+    for panel, (x, title) in zip(axes, PANELS.items(), strict=True):
         front = group.front(x)
         panel.plot([r.occupancy(x) for r in front], [r.jf for r in front], color="#9aa0ab", lw=1.2, zorder=1)
         places = [(result.occupancy(x), result.jf) for result in order]
@@ -81,8 +140,13 @@ def _point(panel: Any, place: tuple[Any, Any], look: Look, area: float) -> Any:
     return panel.scatter(*place, s=area, marker=look.marker, zorder=3, **(hollow if look.area else filled))
 
 
+def wide(values: Sequence[float]) -> bool:
+    """Return whether an axis for these is better logarithmic."""
+    return min(values) > 0 and max(values) / min(values) > 8
+
+
 def _axis(panel: Any, values: list[float]) -> None:
-    if min(values) > 0 and max(values) / min(values) > 8:
+    if wide(values):
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
@@ -97,10 +161,8 @@ def worst_picture(dataset: Dataset, name: str, result: Result, stock: Result, pa
     Returns:
         The frame's index; None when the runs' masks are not at hand.
     """
-    if result.path is None or stock.path is None:
-        return None
     folders = [run.path / "videos" / name for run in (stock, result) if run.path]
-    if not all((folder / "masks.npz").exists() for folder in folders):
+    if len(folders) < 2 or not all((folder / "masks.npz").exists() for folder in folders):
         return None
     lost: dict[int, list[float]] = {}
     for theirs, ours in zip(*(read_csv(folder / "frames.csv") for folder in folders), strict=True):
@@ -108,21 +170,22 @@ def worst_picture(dataset: Dataset, name: str, result: Result, stock: Result, pa
             lost.setdefault(int(ours["frame_idx"]), []).append(float(theirs["j"]) - float(ours["j"]))
     t = max(lost, key=lambda frame: float(np.mean(lost[frame])))
     video = dataset.open(name)
-    frame = _frame(video, t)
-    truth = np.zeros(frame.shape[:2], np.int32)
+    frame = video.frames[t]
+    pixels = np.asarray(Image.open(frame).convert("RGB") if isinstance(frame, Path) else frame)
+    truth = np.zeros(pixels.shape[:2], np.int32)
     for track in video.tracks:
         if track.first <= t:
             truth[video.mask(t, track.obj_id)] = track.obj_id
-    scale = max(1, round(480 / frame.shape[0]))
-    labels = [truth, *(_labels(folder, video, t, frame.shape[:2]) for folder in folders)]
+    scale = max(1, round(480 / pixels.shape[0]))
+    labels = [truth, *(_labels(folder, video, t, pixels.shape[:2]) for folder in folders)]
     captions = [f"truth, {name}, frame {t}", stock.label, result.label]
-    sheet = _beside([overlay(frame, each, scale=scale) for each in labels], captions)
+    sheet = beside([overlay(pixels, each, scale=scale) for each in labels], captions)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, quality=88)
     return t
 
 
-def _beside(tiles: list[Image.Image], captions: list[str], width: int = 1440, gap: int = 8) -> Image.Image:
+def beside(tiles: Sequence[Image.Image], captions: Sequence[str], width: int = 1440, gap: int = 8) -> Image.Image:
     """Return equal tiles beside each other, at most `width` pixels wide, each below its caption."""
     for tile in tiles:
         tile.thumbnail(((width - gap * (len(tiles) - 1)) // len(tiles), width))
@@ -135,11 +198,6 @@ def _beside(tiles: list[Image.Image], captions: list[str], width: int = 1440, ga
         ImageDraw.Draw(sheet).text((i * (tile.width + gap), 2), text, "black", font, spacing=4)
         sheet.paste(tile, (i * (tile.width + gap), top))
     return sheet
-
-
-def _frame(video: Video, t: int) -> NDArray[np.uint8]:
-    frame = video.frames[t]
-    return np.asarray(Image.open(frame).convert("RGB")) if isinstance(frame, Path) else np.asarray(frame)
 
 
 def _labels(folder: Path, video: Video, t: int, size: tuple[int, int]) -> NDArray[np.int32]:

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._store import surroundings
-from benchmarks.long_video import footage, write_folder, write_video
-from benchmarks.overhead import load
+from benchmarks.results import surroundings
+from benchmarks.studies.long_video import footage, write_folder, write_video
+from benchmarks.studies.overhead import load
 
-RESULTS = Path(__file__).parent / "results" / "loader"
+RESULTS = Path(__file__).parent / "loader"
 SIZE = (480, 854)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import _reaction
+from benchmarks.studies import reaction as _reaction
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 START, END = "<!-- made by `python -m benchmarks.scorers write` -->\n", "<!-- end of what it made -->"

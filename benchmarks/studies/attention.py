@@ -25,7 +25,7 @@ from sam2_keyframe import make_method
 from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, TokenLayout, Whole, scheme_for
 from sam2_keyframe.patches.attention import AttentionHook
 
-OUT = Path(__file__).parent / "results" / "attention"
+OUT = Path(__file__).parent / "attention"
 CONFIGS = {
     "tiny": "sam2.1_hiera_t",
     "small": "sam2.1_hiera_s",

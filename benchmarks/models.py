@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,7 @@ from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
 
 
 def check_model(model: str, folder: Path) -> Path | None:
-    """Return the checkpoint file that a model's name stands for; None for the embedded model.
-
-    Args:
-        model: "micro", an official size, or the path of a checkpoint.
-        folder: Where the official checkpoints lie.
+    """Return the checkpoint that "micro" (None: the embedded model), an official size in a folder or a path stands for.
 
     Raises:
         ValueError: The name is unknown, or the file holds no SAM 2.
@@ -28,12 +24,9 @@ def check_model(model: str, folder: Path) -> Path | None:
     """
     if model == "micro":
         return None
-    if model in SIZES:
-        path = find_checkpoint(model, folder)
-    elif model.endswith((".pt", ".pth")):
-        path = Path(model)
-    else:
+    if model not in SIZES and not model.endswith((".pt", ".pth")):
         raise ValueError(f"no model is called {model!r}; choose micro, {', '.join(SIZES)}, or the path of a .pt")
+    path = find_checkpoint(model, folder) if model in SIZES else Path(model)
     recognise(read_weights(path), str(path))
     return path
 
@@ -58,36 +51,33 @@ def fingerprint(checkpoint: Path | None) -> str:
 
 
 def load_predictor(checkpoint: Path | None, device: str, image_size: int | None = None) -> Any:
-    """Return a SAM 2 video predictor in evaluation mode.
+    """Return a SAM 2 video predictor in evaluation mode; without a checkpoint the micro model, at 256 px.
 
-    An official checkpoint's configuration is recognised by its weights. Post-processing is off, as in SAM 2's own
-    evaluation (`tools/vos_inference.py`).
-
-    Args:
-        checkpoint: A file {"model": state_dict} as published; None for the embedded micro model.
-        device: Where to put it.
-        image_size: Side of the square the model sees; None: 256 for the micro model, 1024 for official ones.
-
-    Raises:
-        ValueError: The file is no SAM 2 or 2.1 checkpoint.
+    Post-processing is off, as in SAM 2's own evaluation (`tools/vos_inference.py`).
     """
     if checkpoint is None:
         return load_micro_predictor(device, image_size or 256)
     return load_checkpoint(checkpoint, device, image_size, postprocessing=False)
 
 
+def random_tiny(device: str) -> Any:
+    """Return the official tiny architecture at 1024 px with random weights: right for time and bytes only."""
+    torch.manual_seed(0)
+    from sam2.build_sam import build_sam2_video_predictor
+
+    predictor = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", None, device=device)
+    predictor.fill_hole_area = 0  # needs SAM 2's compiled extension, else it warns on every frame
+    return predictor
+
+
 @contextmanager
 def shared_features(predictor: Any, limit: int = 2**30) -> Iterator[None]:
-    """Let runs over the same clip compute each frame's image features once.
+    """Let runs over the same clip compute each frame's image features once, as long as `limit` bytes hold them.
 
     Features are found again by the frame's pixels, so masks stay equal to the last bit. Position codes depend on the
     features' shape alone (`PositionEmbeddingSine` in sam2/modeling/position_encoding.py) and take five times the bytes
-    of the rest; they are held once.
-
-    Args:
-        predictor: A SAM 2 video predictor; its `forward_image` is replaced on the instance until the block ends.
-        limit: Most bytes held. What comes when it is reached is not kept: runs walk a clip from its start, so whichever
-            frame left for it would be asked for sooner.
+    of the rest; they are held once. What comes when the limit is reached is not kept: runs walk a clip from its start,
+    so whichever frame left for it would be asked for sooner.
     """
     compute = predictor.forward_image
     held: dict[bytes, dict[str, Any]] = {}
@@ -101,7 +91,7 @@ def shared_features(predictor: Any, limit: int = 2**30) -> Iterator[None]:
         if features is None:
             features = dict(compute(image))
             fresh = [code for code in features["vision_pos_enc"] if code.shape not in codes]
-            needed = _nbytes(fresh) + _nbytes(features["backbone_fpn"])
+            needed = _nbytes([*fresh, *features["backbone_fpn"]])
             if needed <= left:
                 left -= needed
                 codes.update({code.shape: code for code in fresh})
@@ -114,11 +104,10 @@ def shared_features(predictor: Any, limit: int = 2**30) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del vars(predictor)["forward_image"]
-        else:
+        del vars(predictor)["forward_image"]
+        if before is not None:
             vars(predictor)["forward_image"] = before
 
 
-def _nbytes(tensors: list[Tensor]) -> int:
+def _nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)

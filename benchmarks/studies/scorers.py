@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks._reaction import QUALITY, RESULTS, SCORERS, SIDE, react, tracked
-from benchmarks._reaction_page import publish_reaction, readable, replace_between
+from benchmarks.studies.reaction import QUALITY, RESULTS, SCORERS, SIDE, react, tracked
+from benchmarks.studies.reaction_page import publish_reaction, readable, replace_between
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.patches.frames import scoring_image
 from sam2_keyframe.synthetic import make_clip

@@ -1,0 +1,1 @@
+"""One-off measurements, each a script beside its committed results."""
