@@ -11,9 +11,9 @@ from PIL import Image
 
 from benchmarks import default, methods
 from benchmarks.__main__ import main
-from benchmarks.compare import Difference, difference, keep_results, load_groups
+from benchmarks.compare import Difference, difference, load_groups
 from benchmarks.datasets import Synthetic
-from benchmarks.results import read_csv
+from benchmarks.results import keep_results, read_csv
 from benchmarks.timing import WARM_UP, beside_stock
 from sam2_keyframe import METHODS, KeyframeMemory, Threshold, make_method
 from sam2_keyframe.micro import load_micro_predictor

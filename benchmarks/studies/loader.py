@@ -1,7 +1,7 @@
 """What reading frames as they are needed adds to the time of a frame, against frames that are in memory already.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.loader                  # micro at 256 px; results/loader/micro.json
-    OMP_NUM_THREADS=1 python -m benchmarks.loader --model tiny     # official tiny at 1024 px, random weights; tiny.json
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.loader                # micro at 256 px; loader/micro.json
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.loader --model tiny   # official tiny at 1024 px, random weights
 
 480p JPEGs and H.264; passes over lazy and over preloaded frames take turns in one process, and the best of each counts.
 Turns of a frame each would hide the reading, which goes on during the other's turn. `inside_ms` is what the tracking
@@ -14,7 +14,6 @@ where there are few, for a core: reading needs one. Also the time to the first m
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -24,13 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from benchmarks.results import surroundings
+from benchmarks.results import surroundings, write_json
 from benchmarks.studies.long_video import footage, write_folder, write_video
 from benchmarks.studies.overhead import load
+from sam2_keyframe.video.source import FrameSource, LazyFrames, init_state, without_bars
 
 RESULTS = Path(__file__).parent / "loader"
-SIZE = (480, 854)
+SIDES = ("lazy", "preloaded")
 
 
 class Timed:
@@ -52,71 +53,57 @@ class Timed:
 
 def frames_480p(count: int) -> Iterator[np.ndarray]:
     """Return generated frames scaled to 854x480."""
-    from PIL import Image
-
-    for frame in footage(count, 256)[0]:
-        yield np.asarray(Image.fromarray(frame).resize(SIZE[::-1]))
-
-
-def states(predictor: Any, source: Path) -> dict[str, Any]:
-    """Return a lazy state, and one whose frames were read beforehand by the same code; both with an object."""
-    from sam2_keyframe.video.source import init_state
-
-    found = {"lazy": init_state(predictor, source), "preloaded": init_state(predictor, source)}
-    held = found["preloaded"]["images"]
-    found["preloaded"]["images"] = torch.stack([held[t] for t in range(len(held))])
-    held.source.close()
-    for state in found.values():
-        predictor.add_new_points_or_box(state, 0, 1, box=np.array([300.0, 150.0, 550.0, 350.0]))
-    return found
+    return (np.asarray(Image.fromarray(frame).resize((854, 480))) for frame in footage(count, 256)[0])
 
 
 def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
     """Return milliseconds a frame over whole passes in turn, their ratio, and what of it is spent on frames."""
-    from sam2_keyframe.video.source import FrameSource, LazyFrames, without_bars
-
-    both = states(predictor, source)
-    timed = {name: Timed(state["images"]) for name, state in both.items()}
-    for name, state in both.items():
-        state["images"] = timed[name]
-    inside: dict[str, list[float]] = {"lazy": [], "preloaded": []}
-    inside_cpu: dict[str, list[float]] = {"lazy": [], "preloaded": []}
-    ms: dict[str, list[float]] = {"lazy": [], "preloaded": []}
-    cpu: dict[str, list[float]] = {"lazy": [], "preloaded": []}
+    states = {side: init_state(predictor, source) for side in SIDES}
+    held = states["preloaded"]["images"]
+    states["preloaded"]["images"] = torch.stack([held[t] for t in range(len(held))])  # read by the same code
+    held.source.close()
+    for state in states.values():
+        predictor.add_new_points_or_box(state, 0, 1, box=np.array([300.0, 150.0, 550.0, 350.0]))
+        state["images"] = Timed(state["images"])
+    found: dict[str, dict[str, list[float]]] = {
+        name: {side: [] for side in SIDES} for name in ("passes", "cpu", "inside", "inside_cpu")
+    }
     for turn in range(passes + 1):
-        for name in ("lazy", "preloaded") if turn % 2 else ("preloaded", "lazy"):
-            timed[name].seconds = timed[name].used = 0.0
+        for side in SIDES if turn % 2 else SIDES[::-1]:
+            timed = states[side]["images"]
+            timed.seconds = timed.used = 0.0
             start, used = time.perf_counter(), time.thread_time()
             with without_bars():
-                count = sum(1 for _ in predictor.propagate_in_video(both[name], start_frame_idx=0))
-            if turn:  # the first is for warming up
-                ms[name].append(1000 * (time.perf_counter() - start) / count)
-                cpu[name].append(1000 * (time.thread_time() - used) / count)
-                inside[name].append(1000 * timed[name].seconds / count)
-                inside_cpu[name].append(1000 * timed[name].used / count)
-    timed["lazy"].images.source.close()
-    alone = {}
-    for side in sorted({predictor.image_size, 1024}):
-        with FrameSource(source) as frames:
-            images = Timed(LazyFrames(frames, side, predictor.device))
-            start = time.perf_counter()
-            for t in range(len(images)):
-                images[t]
-            elapsed = 1000 * (time.perf_counter() - start) / len(images)
-            alone[side] = {"ms": elapsed, "inside_cpu_ms": 1000 * images.used / len(images)}
-    lazy, ready = min(ms["lazy"]), min(ms["preloaded"])
+                count = sum(1 for _ in predictor.propagate_in_video(states[side], start_frame_idx=0))
+            seconds = time.perf_counter() - start, time.thread_time() - used, timed.seconds, timed.used
+            for name, value in zip(found, seconds, strict=True):
+                found[name][side] += [1000 * value / count] if turn else []  # the first is for warming up
+    states["lazy"]["images"].images.source.close()
+    best = {name: {side: min(values) for side, values in each.items()} for name, each in found.items()}
+    lazy, ready = best["passes"]["lazy"], best["passes"]["preloaded"]
     return {
-        "lazy_ms": lazy, "preloaded_ms": ready, "ratio": lazy / ready, "inside_ms": min(inside["lazy"]),
-        "inside_cpu_ms": min(inside_cpu["lazy"]), "inside_cpu_share": min(inside_cpu["lazy"]) / min(cpu["preloaded"]),
-        "cpu_ratio": min(cpu["lazy"]) / min(cpu["preloaded"]), "reading_alone": alone,
-        "passes": ms, "cpu": cpu, "inside": inside,
+        "lazy_ms": lazy, "preloaded_ms": ready, "ratio": lazy / ready, "inside_ms": best["inside"]["lazy"],
+        "inside_cpu_ms": best["inside_cpu"]["lazy"],
+        "inside_cpu_share": best["inside_cpu"]["lazy"] / best["cpu"]["preloaded"],
+        "cpu_ratio": best["cpu"]["lazy"] / best["cpu"]["preloaded"],
+        "reading_alone": {side: reading_alone(source, side, predictor) for side in sorted({predictor.image_size, 1024})},
+        **{name: found[name] for name in ("passes", "cpu", "inside")},
     }  # fmt: skip
+
+
+def reading_alone(source: Path, side: int, predictor: Any) -> dict[str, float]:
+    """Return milliseconds a frame where nothing is tracked."""
+    with FrameSource(source) as frames:
+        images = Timed(LazyFrames(frames, side, predictor.device))
+        start = time.perf_counter()
+        for t in range(len(images)):
+            images[t]
+        elapsed = 1000 * (time.perf_counter() - start) / len(images)
+        return {"ms": elapsed, "inside_cpu_ms": 1000 * images.used / len(images)}
 
 
 def first_mask(predictor: Any, path: Path) -> dict[str, float]:
     """Return seconds until a long video can be prompted, and until its first two masks are there."""
-    from sam2_keyframe.video.source import init_state, without_bars
-
     start = time.perf_counter()
     state = init_state(predictor, path)
     opened = time.perf_counter() - start
@@ -155,9 +142,7 @@ def main() -> None:
             write_video(base / "long.mp4", footage(10_000, 128)[0])
             found["video"] = take_turns(predictor, base / "clip.mp4", passes)
             found["first_mask"] = first_mask(predictor, base / "long.mp4")
-    args.results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1, default=float)
-    (args.results / f"{args.model}.json").write_text(text + "\n")
+    write_json(args.results / f"{args.model}.json", found)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """What the plugin itself costs: time inside our code, and device bytes over 300 frames.
 
-`python -m benchmarks.studies.overhead` writes overhead/*.json. Time: two equal predictors, one of
-them wrapped, track the same clip frame by frame in turn; the attended memories are pinned to stock's, so that fewer of
-them cannot hide the cost. Bytes: the 300 frames are one clip repeated forth and back.
+    python -m benchmarks.studies.overhead time|bytes|selection     # writes overhead/*.json
+
+Time: two equal predictors, one of them wrapped, track the same clip frame by frame in turn; the attended memories are
+pinned to stock's, so that fewer of them cannot hide the cost. Bytes: the 300 frames are one clip repeated forth and
+back. Selection: every method's choices on the micro model, at frame 100 and at the last one.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import platform
 import statistics
 import time
@@ -17,21 +18,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 
 import sam2_keyframe as sk
+from benchmarks.models import random_tiny
+from benchmarks.results import write_json
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.patches.wrapping import Wrapping
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.video.source import init_state, without_bars
 
 RESULTS = Path(__file__).parent / "overhead"
-PINNED = {
-    "window": sk.make_method("window"),
-    "keyframe": sk.make_method("keyframe", keep=float("inf")),
-}
+PINNED = {"window": sk.make_method("window"), "keyframe": sk.make_method("keyframe", keep=float("inf"))}
 
 
 class Clock:
@@ -64,23 +66,13 @@ class Clock:
 
             wrap(wrapping, name, timed)
 
-        Wrapping.wrap = timed_wrap  # type: ignore[method-assign]
-        try:
+        with mock.patch.object(Wrapping, "wrap", timed_wrap):
             yield
-        finally:
-            Wrapping.wrap = wrap  # type: ignore[method-assign]
 
 
 def load(model: str, device: str) -> Any:
     """Return the embedded model, or the official tiny architecture with random weights at 1024 px."""
-    if model == "micro":
-        return load_micro_predictor(device)
-    torch.manual_seed(0)
-    from sam2.build_sam import build_sam2_video_predictor
-
-    predictor = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", None, device=device)
-    predictor.fill_hole_area = 0  # needs SAM 2's compiled extension, else it warns on every frame
-    return predictor
+    return load_micro_predictor(device) if model == "micro" else random_tiny(device)
 
 
 def start(predictor: Any, frames: Any, mask: Any) -> tuple[Any, Any]:
@@ -100,27 +92,23 @@ def measure_time(model: str, device: str, frames: int) -> dict[str, Any]:
         with clock.running():
             sk.wrap(ours, method)
         tracks = [start(predictor, clip.frames, clip.masks[0] == 1)[1] for predictor in (bare, ours)]
-        times: list[tuple[float, float]] = []
-        own: list[float] = []
+        rows = []
         for _ in range(frames):
-            clock.own = 0.0
-            pair = []
+            clock.own, pair = 0.0, []
             for track in tracks:
                 began = time.perf_counter()
                 next(track)
                 if device == "cuda":
                     torch.cuda.synchronize()
                 pair.append(time.perf_counter() - began)
-            times.append((pair[0], pair[1]))
-            own.append(clock.own)
-        late = slice(max(1, frames // 4), None)
-        stock = statistics.median(a for a, _ in times[late])
-        inside = statistics.median(own[late])
+            rows.append((*pair, clock.own))
+        late = rows[max(1, frames // 4) :]
+        stock, inside = (statistics.median(row[i] for row in late) for i in (0, 2))
         found[name] = {
             "stock_ms": 1000 * stock,
             "own_ms": 1000 * inside,
             "share_percent": 100 * inside / stock,
-            "ratio": statistics.median(b / a for a, b in times[late]),
+            "ratio": statistics.median(wrapped / bare for bare, wrapped, _ in late),
             "method": repr(method),
         }
     return found
@@ -142,12 +130,12 @@ def measure_selection(device: str, frames: int, methods: list[str]) -> dict[str,
             next(track)
             total.append(time.perf_counter() - began)
             own.append(clock.own)
-        early, late = slice(80, 121), slice(frames - 41, None)
+        early, late = (statistics.median(own[part]) for part in (slice(80, 121), slice(frames - 41, None)))
         found[name] = {
-            "own_ms_at_100": 1000 * statistics.median(own[early]),
-            "share_percent_at_100": 100 * statistics.median(own[early]) / statistics.median(total[early]),
-            f"own_ms_at_{frames}": 1000 * statistics.median(own[late]),
-            "later_over_earlier": statistics.median(own[late]) / statistics.median(own[early]),
+            "own_ms_at_100": 1000 * early,
+            "share_percent_at_100": 100 * early / statistics.median(total[80:121]),
+            f"own_ms_at_{frames}": 1000 * late,
+            "later_over_earlier": late / early,
         }
     return found
 
@@ -160,8 +148,6 @@ def back_and_forth(count: int, frames: int) -> list[int]:
 
 def real_clip(folder: Path, mask: Path) -> tuple[Any, Any]:
     """Return the frames of a folder, (T, H, W, 3) uint8, and the first object's mask from a palette PNG."""
-    from PIL import Image
-
     with sk.FrameSource(folder) as source:
         frames = np.stack([source.frame(index) for index in range(len(source))])
     return frames, (np.asarray(Image.open(mask)) == 1)
@@ -209,12 +195,10 @@ def main() -> None:
             clip = real_clip(*options.clip) if options.clip else (made.frames, made.masks[0] == 1)
             results = measure_bytes(options.device, frames, clip)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {options.device}"
-    RESULTS.mkdir(parents=True, exist_ok=True)
     name = options.clip[0].name if options.clip else options.model
     length = f"_{frames}" if options.what == "selection" else ""
-    path = RESULTS / f"{options.what}{length}_{name}_{options.device}.json"
     told = {"frames": frames, "machine": machine, "torch": torch.__version__, "results": results}
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    write_json(RESULTS / f"{options.what}{length}_{name}_{options.device}.json", told)
 
 
 if __name__ == "__main__":
