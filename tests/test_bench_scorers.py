@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.studies import reaction as _reaction
-from benchmarks.studies import reaction_page as _reaction_page
-from benchmarks.studies import scorers
+from benchmarks.studies import reaction, scorers
 from benchmarks.studies.reaction import CHANGES, NUISANCES, QUALITY, SCORERS, STEPS, ramp, render
 from sam2_keyframe.scorers import SCORERS as REGISTRY
 
@@ -78,14 +76,14 @@ def test_changes_are_those_they_are_named_after():
 
 def test_every_scorer_has_a_row():
     assert {type(scorer) for scorer in (*SCORERS.values(), *QUALITY.values())} == set(REGISTRY.values())
-    kinds = list(_reaction.change_scorers())
+    kinds = list(reaction.change_scorers())
     assert len({(kind, label) for kind, label, _ in kinds}) == len(kinds)
     assert all(scorer.reference == kind for kind, _, scorer in kinds if hasattr(scorer, "reference"))
 
 
 def test_scores_are_of_the_last_frame_and_means_over_the_clip(monkeypatch):
     only = ("MaskIoU", "Spatiotemporal", "Surprise", "FeatureShift memory")
-    monkeypatch.setattr(_reaction, "SCORERS", {label: SCORERS[label] for label in only})
+    monkeypatch.setattr(reaction, "SCORERS", {label: SCORERS[label] for label in only})
     clip = ramp(1, {"move": 40.0, "bend": 0.3})
     generator = torch.Generator().manual_seed(0)
     features = [
@@ -96,7 +94,7 @@ def test_scores_are_of_the_last_frame_and_means_over_the_clip(monkeypatch):
         }
         for _ in clip
     ]
-    scores = _reaction.score_clip(clip, features)
+    scores = reaction.score_clip(clip, features)
     masks = [mask for _, mask in clip]
     steps = [1 - iou(a, b) for a, b in pairwise(masks)]
     assert scores["keyframe", "MaskIoU"] == pytest.approx(1 - iou(masks[0], masks[-1]), abs=1e-6)
@@ -115,22 +113,23 @@ def test_scores_are_of_the_last_frame_and_means_over_the_clip(monkeypatch):
 def test_verdicts_compare_with_the_largest_change_of_the_object():
     rows = {"some": {"shape": [0.1, 0.3], "scale": [0.4, 0.4], "noise": [0.9, 0.7], "camera": [0.01, 0.01]}}
     nuisances = ["noise", "camera"]
-    found = _reaction_page.shares(rows, nuisances)["some"]
+    found = scorers.shares(rows, nuisances)["some"]
     assert found == pytest.approx({"shape": 0.5, "scale": 1.0, "noise": 2.0, "camera": 0.025})
-    assert _reaction_page.verdicts(rows, nuisances)[-1] == "| some | scale, shape | - | noise | camera |"
-    assert _reaction_page.numbers(rows)[-1] == "| some | 0.20 ± 0.10 | 0.40 | 0.80 ± 0.10 | 0.010 |"
+    assert scorers.verdicts(rows, nuisances)[-1] == "| some | scale, shape | - | noise | camera |"
+    assert scorers.numbers(rows)[-1] == "| some | 0.20 ± 0.10 | 0.40 | 0.80 ± 0.10 | 0.010 |"
 
 
 def test_react_and_write_can_run_again(tmp_path, monkeypatch):
     changes = {change: CHANGES[change] for change in ("motion", "noise")}
-    monkeypatch.setattr(_reaction, "CHANGES", changes)
-    monkeypatch.setattr(_reaction, "NUISANCES", ("noise",))
-    monkeypatch.setattr(_reaction, "STEPS", 2)
-    monkeypatch.setattr(_reaction, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(_reaction_page, "DOCS", tmp_path)
+    monkeypatch.setattr(reaction, "CHANGES", changes)
+    monkeypatch.setattr(reaction, "NUISANCES", ("noise",))
+    monkeypatch.setattr(reaction, "STEPS", 2)
+    monkeypatch.setattr(reaction, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(scorers, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(scorers, "DOCS", tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "reaction.json").write_text("of an earlier run")
-    _reaction.react(seeds=2)
+    reaction.react(seeds=2)
     found = json.loads((tmp_path / "results" / "reaction.json").read_text())
     assert set(found["quality"]) == set(QUALITY)
     assert set(found["keyframe"]) | set(found["previous"]) == set(SCORERS) - {"Combine MaskIoU + OpticalFlow"}
@@ -140,10 +139,10 @@ def test_react_and_write_can_run_again(tmp_path, monkeypatch):
         assert np.isfinite(values).all()
         assert found[kind]["OpticalFlow relative"]["motion"][0] > 0.01
     page = tmp_path / "scorers.md"
-    page.write_text(f"above\n{_reaction_page.START}{_reaction_page.END}\nbelow\n")
-    _reaction_page.publish_reaction()
+    page.write_text(f"above\n{scorers.START}{scorers.END}\nbelow\n")
+    scorers.write_reaction()
     text = page.read_text()
-    _reaction_page.publish_reaction()
+    scorers.write_reaction()
     assert page.read_text() == text
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
@@ -151,26 +150,26 @@ def test_react_and_write_can_run_again(tmp_path, monkeypatch):
     assert (tmp_path / "scorers.png").stat().st_size > 10_000
     page.write_text("above\nbelow\n")
     with pytest.raises(ValueError, match=r"scorers\.md has lost the lines"):
-        _reaction_page.publish_reaction()
+        scorers.write_reaction()
 
 
 def test_pages_say_what_the_results_say():
-    found = json.loads((_reaction.RESULTS / "reaction.json").read_text())
+    found = json.loads((reaction.RESULTS / "reaction.json").read_text())
     assert list(found["changes"]) == list(CHANGES)
     assert found["nuisances"] == list(NUISANCES)
-    assert _reaction_page.page(found) in (ROOT / "docs" / "scorers.md").read_text()
+    assert scorers.page(found) in (ROOT / "docs" / "scorers.md").read_text()
     table = scorers.cost_table(json.loads((scorers.RESULTS / "cost.json").read_text()))
     assert table in scorers.README.read_text()
     assert (scorers.RESULTS / "cost.md").read_text() == table + "\n"
 
 
 def test_the_results_bear_out_what_the_page_recommends():
-    found = json.loads((_reaction.RESULTS / "reaction.json").read_text())
+    found = json.loads((reaction.RESULTS / "reaction.json").read_text())
     for (kind, label), (notices, ignores) in CLAIMS.items():
-        share = _reaction_page.shares(found[kind], found["nuisances"])[label]
+        share = scorers.shares(found[kind], found["nuisances"])[label]
         assert min(share[change] for change in notices.split()) >= 0.5, (label, share)
         assert max(share[change] for change in ignores.split()) <= 0.2, (label, share)
-    quality = _reaction_page.summary(found["quality"])
+    quality = scorers.summary(found["quality"])
     for label in ("PredictedIoU", "ObjectScore", "Stability"):
         mean = {change: value for change, (value, _) in quality[label].items()}
         assert mean["occlusion"] < 0.8 * min(value for change, value in mean.items() if change != "occlusion"), mean

@@ -4,11 +4,11 @@ Official SAM 2.1 architectures at 1024 px with random weights; the time does not
 scheme run in turn in one process, so that a slow minute falls on all of them; the ratio is the median over rounds of
 stock's time over the scheme's in the same round.
 
-    python -m benchmarks.attention memory --arch tiny --rounds 5
-    python -m benchmarks.attention frame --arch tiny --rounds 5
-    python -m benchmarks.attention profile --arch tiny
-    python -m benchmarks.attention frame --arch large --device cuda --dtype bfloat16 --objects 8
-    python -m benchmarks.attention table
+    python -m benchmarks.studies.attention memory --arch tiny --rounds 5
+    python -m benchmarks.studies.attention frame --arch tiny --rounds 5
+    python -m benchmarks.studies.attention profile --arch tiny
+    python -m benchmarks.studies.attention frame --arch large --device cuda --dtype bfloat16 --objects 8
+    python -m benchmarks.studies.attention table
 """
 
 import argparse

@@ -169,8 +169,8 @@ def table() -> str:
         return [f"`{row['setting']}`", *sizes, spread(row["feature_error"]), spread(row["output_error"])]
 
     text = (
-        f"Micro model at {found['image_size']} px (weights {found['weights']}), {len(found['clips'])} generated clips of "
-        f"{found['frames']} frames. Errors: mean over clips (smallest to largest clip). "
+        f"Micro model at {found['image_size']} px (weights {found['weights']}), {len(found['clips'])} generated clips "
+        f"of {found['frames']} frames. Errors: mean over clips (smallest to largest clip). "
         "Bytes and tokens: of one memory at 1024 px."
     )
     errors = ("error of the features", "error of memory attention's output")

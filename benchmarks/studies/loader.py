@@ -81,12 +81,13 @@ def take_turns(predictor: Any, source: Path, passes: int) -> dict[str, Any]:
     states["lazy"]["images"].images.source.close()
     best = {name: {side: min(values) for side, values in each.items()} for name, each in found.items()}
     lazy, ready = best["passes"]["lazy"], best["passes"]["preloaded"]
+    sizes = sorted({predictor.image_size, 1024})
     return {
         "lazy_ms": lazy, "preloaded_ms": ready, "ratio": lazy / ready, "inside_ms": best["inside"]["lazy"],
         "inside_cpu_ms": best["inside_cpu"]["lazy"],
         "inside_cpu_share": best["inside_cpu"]["lazy"] / best["cpu"]["preloaded"],
         "cpu_ratio": best["cpu"]["lazy"] / best["cpu"]["preloaded"],
-        "reading_alone": {side: reading_alone(source, side, predictor) for side in sorted({predictor.image_size, 1024})},
+        "reading_alone": {side: reading_alone(source, side, predictor) for side in sizes},
         **{name: found[name] for name in ("passes", "cpu", "inside")},
     }  # fmt: skip
 
