@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from benchmarks.compare import Group
 from benchmarks.pictures import MARKERS, PANELS, families, left_out, looks, wide
 
+HTML = {"full_html": False, "include_plotlyjs": False, "config": {"responsive": True, "displaylogo": False}}
 XS = {
     "peak_mib": "MiB held (peak)", "mib": "MiB held (mean)", "peak_frames": "frames held (peak)",
     "frames": "frames held (mean)", "tokens": "tokens attended (mean)", "peak_tokens": "tokens attended (peak)",
@@ -36,7 +37,7 @@ def write_page(path: Path, pages: Sequence[Mapping[str, Any]]) -> None:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.jinja")
     shown = [
-        {**page, "plot": plot(page["group"], page["rows"]).to_html(full_html=False, include_plotlyjs=False)}
+        {**page, "plot": plot(page["group"], page["rows"]).to_html(**HTML)}
         | {"note": left_out(page["group"].ranked), "details": [_details(page, row["method"]) for row in page["rows"]]}
         for page in pages
     ]
