@@ -74,28 +74,16 @@ class Video:
 
 
 class Dataset(Protocol):
-    """Videos by name; opened one at a time."""
+    """Videos by name, of one split, opened one at a time; `fingerprint` digests annotations that are not generated."""
 
     @property
-    def name(self) -> str:
-        """Name of the dataset in results."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def split(self) -> str:
-        """Which part of it; results of different parts are never mixed."""
-        ...
-
+    def split(self) -> str: ...
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of its videos."""
-        ...
-
+    def names(self) -> tuple[str, ...]: ...
     @property
-    def fingerprint(self) -> str | None:
-        """Digest of its annotations; None where they are generated."""
-        ...
-
+    def fingerprint(self) -> str | None: ...
     def open(self, name: str) -> Video:
         """Return a video; raises ValueError with a sentence when its files do not fit together."""
         ...
@@ -194,12 +182,12 @@ def open_dataset(
             (SA-V).
         split: Name of the part: "dev" or "test" of generated clips, else of a list in `ImageSets`; None: "dev", or
             "val", or the only list there is, or every sequence.
-        sequences: Take these videos only.
-        challenges: Generated clips only: challenges; none means all.
-        clips: Generated clips only: clips a challenge.
-        frames: Generated clips only: frames a clip.
-        size: Generated clips only: height and width.
-        objects: Generated clips only: objects a clip.
+        sequences: Of a folder, these videos only.
+        challenges: Of generated clips: challenges, none means all.
+        clips: As in `Synthetic`, like those that follow.
+        frames: Length.
+        size: Height and width.
+        objects: Objects a clip.
 
     Raises:
         ValueError: Nothing is there or it is not laid out as any of these; the message names the download page.

@@ -39,12 +39,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class ObjectScore:
-    """Accuracy of one object in one video.
-
-    Attributes:
-        j: Region similarity.
-        f: Boundary accuracy.
-    """
+    """Accuracy of one object in one video: region similarity J and boundary accuracy F."""
 
     j: Statistics
     f: Statistics

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import sam2_keyframe
+from benchmarks.compare import interval
 from benchmarks.micro import clips as fixed
 from benchmarks.micro.evaluate import RESULTS, load, score, track
 from sam2_keyframe.synthetic import make_clip
@@ -28,14 +29,6 @@ from sam2_keyframe.synthetic import make_clip
 log = logging.getLogger("micro.methods")
 EQUAL = ("window", "every_nth", "random", "keyframe")
 """Methods that fill all of the model's slots: one prompt and six memories."""
-
-
-def interval(differences: list[float], draws: int = 10_000) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % bootstrap interval over clips."""
-    values = np.asarray(differences)
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
-    return round(float(values.mean()), 2), round(float(low), 2), round(float(high), 2)
 
 
 def measure(seed: int, methods: list[str], weights: Path | None) -> dict[str, float]:
@@ -64,7 +57,11 @@ def summarise(rows: list[dict[str, Any]], methods: list[str]) -> dict[str, Any]:
     if len(equal) > 1:
         worst, best = equal[0], equal[-1]
         gaps = [r["J&F"][best] - r["J&F"][worst] for r in rows]
-        result["best against worst of equally many memories"] = [best, worst, *interval(gaps)]
+        result["best against worst of equally many memories"] = [
+            best,
+            worst,
+            *(round(part, 2) for part in interval(gaps)),
+        ]
     return result | {"rows": rows}
 
 
