@@ -21,8 +21,9 @@ import torch
 
 from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, TokenLayout, Whole
 from sam2_keyframe.bank.compression import PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
+from sam2_keyframe.bank.reading import plan_layout
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
-from sam2_keyframe.patches.attention import AttentionHook, read_layout
+from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.types import Memory, Moment
 
@@ -115,7 +116,9 @@ class Reads:
         moment = Moment(frame_idx, reverse=False, slots=6, pointers=15)
         prompts, plans = list(output_dict["cond_frame_outputs"]), self.plans.setdefault(scheme, {})
         grid, device = (self.side, self.side), self.predictor.device
-        with self.hook.layout(read_layout(scheme, output_dict, prompts, memories, moment, grid, plans, device)):
+        spatial = [(t, output_dict["cond_frame_outputs"][t], None) for t in prompts]
+        spatial += [(m.frame_idx, m.entry, m) for m in sorted(memories, key=lambda m: -m.code)]
+        with self.hook.layout(plan_layout(scheme, spatial, moment, grid, plans, device)):
             return self.original(frame_idx=frame_idx, output_dict=output_dict, **given)
 
     def through(self, codec, t, entry):

@@ -6,11 +6,11 @@ from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, NoReturn
 
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.statistics import MIB, MemoryStats
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
 from sam2_keyframe.patches import find_patch
-from sam2_keyframe.patches.frames import KEY
 from sam2_keyframe.patches.sam2 import Sam2Patch
 
 ATTRIBUTE = "_sam2_keyframe"

@@ -11,9 +11,10 @@ from conftest import make_predictor
 from sessions import assert_equal, run
 
 import sam2_keyframe as sk
-from sam2_keyframe.bank.consolidated import LEAST, LongTerm
-from sam2_keyframe.patches.frames import KEY, Frames
-from sam2_keyframe.patches.sam2 import closest
+from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.bank.reading import closest
+from sam2_keyframe.bank.store import LEAST, LongTerm
+from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.rules.motion import Track
 
 

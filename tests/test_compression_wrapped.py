@@ -11,8 +11,8 @@ from sessions import SESSIONS, run
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention.maths import Pool, SalientTokens
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.compression import PCA, Chain, Downsample, Int8
-from sam2_keyframe.patches.frames import KEY
 
 PACKED: dict[str, Any] = {
     "gate": sk.Always(), "keep": sk.EveryNth(2), "compressor": Chain(PCA(0.25), Int8()),

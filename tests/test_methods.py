@@ -11,7 +11,7 @@ from conftest import make_predictor, write_frames
 from sessions import run
 
 import sam2_keyframe as sk
-from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.rules.filters import as_filter
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.types import KeyframeFilter

@@ -6,34 +6,24 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 
 from __future__ import annotations
 
-import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam2_keyframe.attention.maths import Whole, check_grid
-from sam2_keyframe.bank.bank import MemoryBank
-from sam2_keyframe.bank.statistics import has_memory, pointer_tokens
+from sam2_keyframe.bank.bank import KEY, Banks, MemoryBank, Tracking
+from sam2_keyframe.bank.reading import Geometry
+from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.patches.attention import AttentionHook, read_layout
-from sam2_keyframe.patches.frames import KEY, Frames
-from sam2_keyframe.patches.view import (
-    allowed_prompts,
-    beside_prompts,
-    closest,
-    come_upon,
-    frames_attended,
-    memory_view,
-    pointers_read,
-)
-from sam2_keyframe.patches.wrapping import Wrapping, method_signature
-from sam2_keyframe.rules.motion import Track
-from sam2_keyframe.types import FrameMemo, Memory, Moment
+from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.frames import Frames
+from sam2_keyframe.patches.view import memory_view
+from sam2_keyframe.patches.wrapping import WithSettings, Wrapping, method_signature
+from sam2_keyframe.types import FrameMemo
 
 REQUIRED = {
     "_prepare_memory_conditioned_features": {"frame_idx", "is_init_cond_frame", "output_dict", "track_in_reverse"},
@@ -46,25 +36,11 @@ REQUIRED = {
 }
 
 
-@dataclass(slots=True)
-class Step:
-    """What the wrappers learn about the frame being tracked; there is none while SAM 2 infers a click.
+TRACKING: ContextVar[Tracking | None] = ContextVar("the frame that is being tracked in this thread", default=None)
+"""Set while `_run_single_frame_inference` tracks a frame; not while SAM 2 infers a click."""
 
-    Attributes:
-        encoded: The frame's output as the model returned it, on its device.
-        candidates: The decoder's candidate masks and predicted IoUs.
-        track: The object's motion, where the method chooses masks by it.
-        measured: Scores that are known before the frame is measured.
-        attended: Frames whose spatial memory was attended to.
-        tokens: Keys that memory attention read.
-    """
-
-    encoded: Mapping[str, Any] | None = None
-    candidates: tuple[Tensor, Tensor] | None = None
-    track: Track | None = None
-    measured: dict[str, Tensor] = field(default_factory=dict)
-    attended: tuple[int, ...] = ()
-    tokens: int = 0
+PROMPTED: ContextVar[dict[int, tuple[FrameMemo, Tensor]] | None] = ContextVar("frames prompted", default=None)
+"""Set while `propagate_in_video_preflight` encodes prompts: pixels and features of each prompted frame."""
 
 
 class Sam2Patch:
@@ -78,11 +54,8 @@ class Sam2Patch:
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
         self.predictor = predictor
         self.method = method
-        self.banks: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
+        self.banks = Banks(method)
         self._wrapping = Wrapping(predictor)
-        self._token = object()  # a bank that held the patch would keep the model alive
-        self._step: Step | None = None
-        self._prompt_memos: dict[int, tuple[FrameMemo, Tensor]] = {}
         self._frames = Frames(predictor)
         check_grid(method.attend, (predictor.sam_image_embedding_size,) * 2)
         self._attention = None if method.attend == Whole() else AttentionHook(predictor)
@@ -126,8 +99,7 @@ class Sam2Patch:
     def undo(self) -> None:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
         self._wrapping.undo()
-        for bank in self.banks:
-            bank.store.release(self.predictor.device)
+        self.banks.release(self.predictor.device)
 
     def _supply_clearing(self) -> None:
         """Supply the method that `clear_non_cond_mem_around_input` calls and SAM 2 does not have (its issue 571)."""
@@ -143,24 +115,19 @@ class Sam2Patch:
 
         self._wrapping.put(name, clear)
 
-    # -- banks --------------------------------------------------------------------------------------------------
+    # -- what the model is, and where its state lies ---------------------------------------------------------------
 
-    def _bank(self, state: MutableMapping[str, Any] | None, output_dict: MutableMapping[str, Any]) -> MemoryBank:
-        bank, non_cond = output_dict.get(KEY), output_dict["non_cond_frame_outputs"]
-        if isinstance(bank, MemoryBank) and bank.owner is self._token and bank.non_cond is non_cond:
-            return bank
-        bank = MemoryBank(self.method, self._token, non_cond)
-        output_dict[KEY] = bank
-        self.banks.add(bank)
-        if state is not None and self.method.observes:
-            for frame_idx, entry in output_dict["cond_frame_outputs"].items():
-                bank.prompted(frame_idx, entry, self._frames.adopted(state, frame_idx, entry), cond=True)
-        return bank
+    def facts(self) -> Geometry:
+        """Return what the model stores and how far it reads, as it is set now."""
+        return geometry_of(self.predictor)
 
-    def _moment(self, frame_idx: int, reverse: bool, num_frames: int) -> Moment:
-        model = self.predictor
-        pointers = min(num_frames, model.max_obj_ptrs_in_encoder) - 1
-        return Moment(frame_idx, reverse, model.num_maskmem - 1, pointers, model.memory_temporal_stride_for_eval)
+    def _bank(self, state: MutableMapping[str, Any], output_dict: MutableMapping[str, Any]) -> MemoryBank:
+        def adopt(bank: MemoryBank) -> None:
+            if self.method.observes:
+                for frame_idx, entry in output_dict["cond_frame_outputs"].items():
+                    bank.prompted(frame_idx, entry, self._frames.adopted(state, frame_idx, entry), cond=True)
+
+        return self.banks.get(output_dict, output_dict["non_cond_frame_outputs"], adopt)
 
     # -- wrappers -----------------------------------------------------------------------------------------------
 
@@ -168,58 +135,26 @@ class Sam2Patch:
         """Show SAM 2 the bank's memories instead of its own."""
         if call["is_init_cond_frame"] or self.predictor.num_maskmem == 0:
             return original(**call)
-        output_dict = call["output_dict"]
-        cond, non_cond = output_dict["cond_frame_outputs"], output_dict["non_cond_frame_outputs"]
-        moment = self._moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
-        prompts = allowed_prompts(cond, self.method.conditioning, moment)
-        read = closest(moment.frame_idx, prompts, self.predictor.max_cond_frames_in_attn)
+        output_dict, tracking, device = call["output_dict"], TRACKING.get(), self.predictor.device
+        grid: tuple[int, int] = call["feat_sizes"][-1]
         embed = None
         if self.method.select.on_device:
-            embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, call["feat_sizes"][-1])
-        bank = self._bank(None, output_dict)
-        memories, pointers = bank.memories(cond, moment, len(read), embed, tracking=self._step is not None)
-        view, anchors = memory_view(memories, pointers, prompts, non_cond, moment, self.predictor.maskmem_tpos_enc)
-        others, pointing = come_upon(prompts, read, view["non_cond_frame_outputs"], moment)
-        height, width = call["feat_sizes"][-1]
-        tokens = (len(read) + len(others) + len(memories)) * height * width
-        with self._anchors_allowed(anchors, read, view):
-            shown = {**call, "output_dict": view}
-            if self._attention is None:
-                result = original(**shown)
-            else:
-                selected = list(view["cond_frame_outputs"]) if anchors else read
-                attend, grid, device = self.method.attend, (height, width), self.predictor.device
-                layout = read_layout(attend, view, selected, memories, moment, grid, bank.store.plans, device)
-                tokens = layout.tokens
-                with self._attention.layout(layout):
-                    result = original(**shown)
-        if self._step is not None:
-            self._step.attended = frames_attended([*read, *others], memories)
-            self._step.tokens = tokens + self._pointer_tokens(cond, [*read, *pointing], memories, pointers, moment)
-        return result
-
-    def _pointer_tokens(self, cond: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment) -> int:
-        """Return the tokens of pointers that are attended to, as SAM 2 concatenates them."""
-        model = self.predictor
-        if not model.use_obj_ptrs_in_encoder or not cond:
-            return 0
-        count = pointers_read(read, memories, pointers, moment, model.only_obj_ptrs_in_the_past_for_eval)
-        return count * pointer_tokens(next(iter(cond.values())))
-
-    @contextmanager
-    def _anchors_allowed(self, anchors: int, read: list[int], view: dict[str, Any]) -> Iterator[None]:
-        """Let SAM 2 read memories that are shown among the conditioning frames, beside all prompts it would read."""
-        model = self.predictor
-        cap, past_only = model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval
-        if not anchors:
-            yield
-            return
-        beside_prompts(view, anchors, read)
-        model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval = -1, True
-        try:
-            yield
-        finally:
-            model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval = cap, past_only
+            embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, grid)
+        if tracking is not None:
+            reading = tracking.plan(grid, device, embed)
+        else:
+            geometry, cond = self.facts(), output_dict["cond_frame_outputs"]
+            moment = geometry.moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
+            bank = self.banks.get(output_dict, output_dict["non_cond_frame_outputs"])
+            reading = bank.plan(cond, moment, geometry, grid, device, embed, tracking=False)
+        view = memory_view(reading, output_dict["non_cond_frame_outputs"], self.predictor.maskmem_tpos_enc)
+        if reading.anchors:
+            original = WithSettings.bind(original, max_cond_frames_in_attn=-1, only_obj_ptrs_in_the_past_for_eval=True)
+        shown = {**call, "output_dict": view}
+        if self._attention is None or reading.layout is None:
+            return original(**shown)
+        with self._attention.layout(reading.layout):
+            return original(**shown)
 
     def _write(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Track a frame, observe it, and let go what the next one does not need."""
@@ -227,55 +162,38 @@ class Sam2Patch:
         bank = self._bank(state, output_dict)
         if not call["run_mem_encoder"]:
             return original(**call)
-        cond = output_dict["cond_frame_outputs"]
-        start = time.perf_counter()
-        moment = self._moment(frame_idx, call["reverse"], state["num_frames"])
-        bank.begin(moment)
+        geometry = self.facts()
+        moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
+        tracking = Tracking.begin(bank, output_dict["cond_frame_outputs"], moment, geometry)
         corrected = bank.pass_over(frame_idx, moment)
         if corrected is not None:
             return corrected, corrected["pred_masks"].to(self.predictor.device, non_blocking=True)
-        step = self._step = Step(track=bank.track)
-        try:
+        with during(TRACKING, tracking):
             entry, masks = original(**call)
-        finally:
-            self._step = None
         frame = None
-        if step.encoded is not None:
-            candidates = step.candidates or (masks, masks.new_ones(1, 1))
-            frame = self._frames.tracked(state, frame_idx, entry, step.encoded, masks, *candidates)
-            frame.measured.update(step.measured)
-        bank.observe(entry, frame, moment, cond)
-        bank.trim(moment.then())
-        alone, taken = closest(frame_idx, cond, self.predictor.max_cond_frames_in_attn), time.perf_counter() - start
-        bank.account(cond, alone, moment, step.attended, step.tokens, 1000 * taken)
+        if tracking.encoded is not None:
+            candidates = tracking.candidates or (masks, masks.new_ones(1, 1))
+            frame = self._frames.tracked(state, frame_idx, entry, tracking.encoded, masks, *candidates)
+        tracking.finish(entry, frame)
         return entry, masks
 
     def _encode(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a frame's output before SAM 2 moves it to where it stores it."""
-        output = original(**call)
-        if self._step is not None:
-            self._step.encoded = output
+        output, tracking = original(**call), TRACKING.get()
+        if tracking is not None:
+            tracking.encoded = output
         return output
 
     def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> Any:
         """Take note of the decoder's candidates; SAM 2 throws their predicted IoUs away. Choose another by motion."""
-        step = self._step
-        if step is None:
+        tracking = TRACKING.get()
+        if tracking is None:
             return None
         masks, ious, tokens, score = output
         if hasattr(self.predictor.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
             masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
-        step.candidates = masks, ious
-        if step.track is None:
-            return None
-        if ious.shape[1] == 1:
-            step.measured["kalman_overlap"] = ious.new_full((), float("nan"))
-            return None
-        visible = torch.where(score[..., None, None] > 0, masks, -1.0)
-        ranking, step.measured["kalman_overlap"] = step.track.choose(visible, ious)
-        step.measured["predicted_iou"] = ious[0].gather(0, ranking[0].argmax()[None])[0]
-        # SAM 2 takes the mask and the pointer of the highest; in float32 no two are rounded to one.
-        return masks, ranking, tokens, score
+        ranking = tracking.choose(masks, ious, score)
+        return None if ranking is ious else (masks, ranking, tokens, score)
 
     def _preflight(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take in prompts and corrections, which SAM 2 encodes here and nowhere else."""
@@ -290,24 +208,24 @@ class Sam2Patch:
         ]
         for output_dict in state["output_dict_per_obj"].values():
             self._bank(state, output_dict)
+        memos: dict[int, tuple[FrameMemo, Tensor]] = {}
         try:
-            return original(**call)
+            with during(PROMPTED, memos):
+                return original(**call)
         finally:  # SAM 2 has taken in some prompts even where it raises on another
             for obj_idx, key, frame_idx in new:
                 output_dict = state["output_dict_per_obj"][obj_idx]
                 entry = output_dict[key].get(frame_idx)
                 if entry is not None and entry["maskmem_features"] is not None:
-                    frame = self._frames.prompted(frame_idx, entry, self._prompt_memos.get(frame_idx))
+                    frame = self._frames.prompted(frame_idx, entry, memos.get(frame_idx))
                     bank = self._bank(state, output_dict)
                     bank.prompted(frame_idx, entry, frame, cond=key == "cond_frame_outputs")
-            self._prompt_memos.clear()
 
     def _encode_prompt(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a prompted frame's pixels and features while SAM 2 has them at hand."""
-        result = original(**call)
-        frame_idx, state = call["frame_idx"], call["inference_state"]
-        if frame_idx not in self._prompt_memos:
-            self._prompt_memos[frame_idx] = self._frames.prompt(state, frame_idx)
+        result, memos, frame_idx = original(**call), PROMPTED.get(), call["frame_idx"]
+        if memos is not None and frame_idx not in memos:
+            memos[frame_idx] = self._frames.prompt(call["inference_state"], frame_idx)
         return result
 
     def _clear_prompts(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
@@ -328,3 +246,23 @@ def _refuse_copying(memo: Any) -> Any:
     raise RuntimeError(
         "a wrapped predictor cannot be copied, as its copy would run the original: copy it after sam2_keyframe.unwrap()"
     )
+
+
+def geometry_of(model: Any) -> Geometry:
+    """Return what a SAM 2 video predictor stores and how far it reads, as it is set now."""
+    grid = model.image_size // model.backbone_stride
+    return Geometry(
+        model.image_size, model.mem_dim, grid, 4 * grid, model.hidden_dim, model.num_maskmem,
+        model.max_obj_ptrs_in_encoder, model.memory_temporal_stride_for_eval, model.max_cond_frames_in_attn,
+        model.only_obj_ptrs_in_the_past_for_eval, model.use_obj_ptrs_in_encoder,
+    )  # fmt: skip
+
+
+@contextmanager
+def during(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Set a variable of this thread for the duration of a block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
