@@ -97,7 +97,7 @@ def test_every_memory_whole_by_the_per_key_path_is_stock(
         model = make_predictor()
         handle = sk.wrap(model, "stock", attend=Pool(2))  # puts the hook in place
         pooled = run(model, session, clip_folder, clip)
-        hook: AttentionHook = handle._patch._attention
+        hook: AttentionHook = handle._host._attention
         before = hook.calls
         monkeypatch.setattr(reading, "scheme_for", lambda attend, **about: Whole())
         ours = run(model, session, clip_folder, clip)

@@ -247,16 +247,16 @@ class MemoryBank:
         grid = self.method.grid(moment)
         if grid.stride > 1 and self.method.fill is True:
             on_grid = [idx for idx in self.store.entries if idx % grid.stride == 0]
-            wanted |= {idx for idx in on_grid if 0 < moment.distance(idx) <= grid.reach}
+            wanted |= set(on_grid) & set(moment.behind(grid.reach))
         trusted = set(self.selection.trusted)
+        pointing, in_reach = moment.behind(moment.pointers), moment.behind(moment.reach)
         for frame_idx, entry in list(self.store.entries.items()):
-            distance = moment.distance(frame_idx)
-            near = 0 < distance <= moment.pointers or frame_idx in trusted
+            near = frame_idx in pointing or frame_idx in trusted
             if self.method.retain == "all":
                 if frame_idx not in wanted and not near:
                     del self.store.entries[frame_idx]
                 continue
-            if not 0 < distance <= moment.reach:
+            if frame_idx not in in_reach:
                 self.store.move_masks(frame_idx, entry)
             if frame_idx in wanted:
                 continue

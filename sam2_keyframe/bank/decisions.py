@@ -201,7 +201,8 @@ class Selection:
 
     def trim(self, moment: Moment) -> None:
         """Forget the records that no pointer rule will ask for."""
-        self.decided = {i: seen for i, seen in self.decided.items() if 0 < moment.distance(i) <= moment.pointers}
+        near = moment.behind(moment.pointers)
+        self.decided = {idx: seen for idx, seen in self.decided.items() if idx in near}
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -431,8 +432,7 @@ class Selection:
             newest = [idx for idx in self.window if idx not in held and self.usable(idx)]
             return newest[-max(1, free) :], held, count
         grid = method.grid(moment)
-        places = [(code, grid.slot(code)) for code in range(moment.slots)]
-        places = [(code, idx) for code, idx in places if self.usable(idx) and idx not in held]
+        places = [(code, idx) for code, idx in enumerate(grid.places()) if self.usable(idx) and idx not in held]
         newest = [idx for code, idx in places if code < method.recent]
         if method.fill:
             free = moment.slots - len(newest) - min(len(held), count)
@@ -470,20 +470,18 @@ class Selection:
             stored: Frames that the host holds.
             prompted: Whether the pointer of a prompted frame is read, so that there may be no other.
         """
-        near = [moment.near(distance) for distance in range(1, moment.pointers + 1)]
+        near = moment.behind(moment.pointers)
         if self.method.pointers == "ranked":
             ranked = [idx for idx in reversed(self.trusted) if idx in stored and moment.past(idx)]
             newest = [idx for idx in near[:1] if idx in stored and idx not in ranked]
             return dict(zip(near, newest + ranked, strict=False))
-        near = [idx for idx in near if idx in stored]
-        chosen = [idx for idx in near if self._points(idx)]
+        there = [idx for idx in near if idx in stored]
+        chosen = there if self.method.pointers == "recent" else [idx for idx in there if self._points(idx)]
         if not chosen and not prompted:
-            chosen = near[:1]
+            chosen = there[:1]
         return {idx: idx for idx in chosen}
 
     def _points(self, frame_idx: int) -> bool:
-        if self.method.pointers == "recent":
-            return True
         if frame_idx in self.decided:
             return self.decided[frame_idx][1].points
         return self.method.pointers != "selected"  # a rule on scores knows nothing against it

@@ -115,19 +115,17 @@ def plan_reading(
     Raises:
         ValueError: The scheme's windows do not divide the grid.
     """
-    near = range(1, moment.pointers + 1)
-    window = {moment.near(distance) for distance in near}
+    window, places = moment.behind(moment.pointers), moment.places()
     slots: dict[int, Memory] = {}
     anchors = []
     for memory in memories:
-        place = moment.slot(memory.code) if memory.code < moment.slots else None
+        place = places[memory.code] if memory.code < moment.slots else None
         if place is not None and (place in pointers or place not in window):
             slots[place] = memory
         else:  # in a slot within SAM 2's pointer window its pointer would be read, too
             anchors.append(memory)
     # Where SAM 2 may attend to no more prompted frames, it looks for the others among the tracked ones.
     others = [t for t in prompts if t not in read and t not in slots and t not in pointers]
-    places = [moment.slot(code) for code in range(moment.slots)]
     found = [t for t in others if t in places]
     tokens = (len(read) + len(found) + len(memories)) * grid[0] * grid[1]
     layout = None
@@ -224,7 +222,7 @@ def assign_codes(temporal: str, newest: Sequence[int], held: Sequence[int], mome
         return {**dict.fromkeys(held, moment.slots), **_ranks(newest, moment)}
     if temporal == "rank":
         return _ranks([*newest, *held], moment)
-    slots = {moment.slot(code): code for code in range(moment.slots)}
+    slots = {place: code for code, place in enumerate(moment.places())}
     true = {idx: slots[idx] for idx in (*newest, *held) if idx in slots}
     free = [code for code in range(moment.slots) if code not in true.values()]
     older = [idx for idx in held if idx not in true]

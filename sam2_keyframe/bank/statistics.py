@@ -120,8 +120,8 @@ def baselines(
         return frame_idx not in read and (frame_idx in cond or first <= frame_idx <= last)
 
     tracked = last - first + 1 - sum(first <= frame_idx <= last for frame_idx in cond)
-    spatial = sum(found(moment.slot(code)) for code in range(moment.slots)) + len(read)
-    pointers = sum(found(moment.near(d)) for d in range(1, moment.pointers + 1))
+    spatial = sum(map(found, moment.places())) + len(read)
+    pointers = sum(map(found, moment.behind(moment.pointers)))
     pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in read)
     tokens = spatial * entry["maskmem_features"].shape[-2:].numel() + pointers * pointer_tokens(entry)
     whole, prompts = entry_nbytes(entry, device)[0], sum(entry_nbytes(e, device)[0] for e in cond.values())

@@ -203,7 +203,7 @@ class Store:
                     here -= masks
                 else:
                     there -= masks
-            frames += self.usable(idx)
+            frames += idx in self.payloads or has_memory(held)
         left = stored - len(self.entries)
         small = int(entry["obj_ptr"].nbytes + entry["object_score_logits"].nbytes)
         return frames, here, there + (left + len(self.moved)) * masks + left * small

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe.patches.frames import Frames
-from sam2_keyframe.patches.sam2 import Sam2Patch, geometry_of
+from sam2_keyframe.patches.sam2 import Sam2, geometry_of
 from sam2_keyframe.patches.wrapping import Wrapping
 from sam2_keyframe.replay.recording import BLOCK, Recording, RecordingFile
 from sam2_keyframe.replay.steps import DESCRIPTORS, Kind, Step, pack
@@ -49,7 +49,7 @@ def record(
         OSError: The file cannot be written; nothing is left of it.
         RuntimeError: The predictor was wrapped or unwrapped while the block was open.
     """
-    reason = Sam2Patch.refuses(predictor)
+    reason = Sam2.refuses(predictor)
     if reason is not None:
         raise TypeError(f"cannot record {type(predictor).__qualname__}: {reason}")
     recorder = _Recorder(predictor, inference_state, path)

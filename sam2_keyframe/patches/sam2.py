@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.patches.frames import Frames
+from sam2_keyframe.patches.host import ObjectFrames
 from sam2_keyframe.patches.view import memory_view
 from sam2_keyframe.patches.wrapping import WithSettings, Wrapping, method_signature
 from sam2_keyframe.types import FrameMemo
@@ -43,13 +44,17 @@ PROMPTED: ContextVar[dict[int, tuple[FrameMemo, Tensor]] | None] = ContextVar("f
 """Set while `propagate_in_video_preflight` encodes prompts: pixels and features of each prompted frame."""
 
 
-class Sam2Patch:
+class Sam2:
     """Runs one method on one predictor, by wrapping its methods on the instance.
 
     Args:
-        predictor: The predictor; unchanged until `apply`.
+        predictor: The predictor; unchanged until `install`.
         method: The method.
     """
+
+    NAME: ClassVar[str] = (
+        "facebookresearch SAM 2's SAM2VideoPredictor of December 2024 or later (and its VOS variant), EfficientTAM's"
+    )
 
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
         self.predictor = predictor
@@ -61,9 +66,14 @@ class Sam2Patch:
         self._attention = None if method.attend == Whole() else AttentionHook(predictor)
 
     @staticmethod
+    def knows(predictor: object) -> bool:
+        """Return whether some class of the predictor calls itself a video predictor."""
+        return any(cls.__name__.endswith("VideoPredictor") for cls in type(predictor).__mro__)
+
+    @staticmethod
     def refuses(predictor: object) -> str | None:
-        """Return why this patch does not know the predictor, or None when it does."""
-        if not any(cls.__name__.endswith("VideoPredictor") for cls in type(predictor).__mro__):
+        """Return why this host does not take the predictor, or None when it does."""
+        if not Sam2.knows(predictor):
             return "it is not a SAM 2 video predictor"
         if hasattr(predictor, "samurai_mode"):
             return "SAMURAI's fork has a memory rule of its own; wrap an unmodified predictor with method='samurai'"
@@ -79,7 +89,7 @@ class Sam2Patch:
 
     # -- doing and undoing --------------------------------------------------------------------------------------
 
-    def apply(self) -> None:
+    def install(self) -> None:
         """Put the wrappers in place."""
         self._wrapping.wrap("_prepare_memory_conditioned_features", self._read)
         self._wrapping.wrap("_run_single_frame_inference", self._write)
@@ -96,7 +106,7 @@ class Sam2Patch:
             self._attention.install()
             self._wrapping.on_undo(self._attention.uninstall)
 
-    def undo(self) -> None:
+    def uninstall(self) -> None:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
         self._wrapping.undo()
         self.banks.release(self.predictor.device)
@@ -120,6 +130,26 @@ class Sam2Patch:
     def facts(self) -> Geometry:
         """Return what the model stores and how far it reads, as it is set now."""
         return geometry_of(self.predictor)
+
+    @staticmethod
+    def objects(session: Any) -> dict[Any, ObjectFrames] | None:
+        """Return each object's frames by object id; None where the state has another layout."""
+        if not isinstance(session, Mapping) or not {"obj_id_to_idx", "output_dict_per_obj"} <= session.keys():
+            return None
+        found = {}
+        for obj_id, obj_idx in session["obj_id_to_idx"].items():
+            place = session["output_dict_per_obj"][obj_idx]
+            found[obj_id] = ObjectFrames(place["cond_frame_outputs"], place["non_cond_frame_outputs"], place)
+        return found
+
+    @staticmethod
+    def forget(session: Any) -> None:
+        """Remove banks, statistics and the shared frame from an inference state."""
+        session.pop(KEY, None)
+        for output_dict in session["output_dict_per_obj"].values():
+            bank = output_dict.pop(KEY, None)
+            if bank is not None:
+                bank.store.release(session["device"])
 
     def _bank(self, state: MutableMapping[str, Any], output_dict: MutableMapping[str, Any]) -> MemoryBank:
         def adopt(bank: MemoryBank) -> None:

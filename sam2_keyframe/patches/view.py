@@ -39,7 +39,7 @@ def memory_view(reading: Reading, non_cond: Mapping[int, Mapping[str, Any]], tpo
             shown[place] = _on_device(memory.entry, device)
         else:
             shown[place] = memory.entry
-    slots = {moment.slot(code) for code in range(moment.slots)}
+    slots = moment.places()
     for place, source in pointers.items():
         if place not in shown:
             entry = _on_device(non_cond[source], device)
