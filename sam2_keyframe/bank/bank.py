@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_keyframe.bank.decisions import Pending, Selection
@@ -26,6 +27,9 @@ from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
 
 KEY = "_keyframe"
 """Under which a bank lies beside its object's frames, and what all objects share in the host's state."""
+
+RELEASED = "released"
+"""Owner of a bank whose wrapping was undone."""
 
 
 class MemoryBank:
@@ -51,6 +55,15 @@ class MemoryBank:
         self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
         self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
         self.evicted: list[int] = []
+        self.as_prompted: Tensor | None = (
+            None  # the frame observed last, encoded as a prompted one, until it is decided
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and saved with the host's state: nothing is on its way, and no wrapping owns it."""
+        self.settle()
+        self.store.land()
+        return {**vars(self), "owner": RELEASED if self.owner is RELEASED else None}
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -165,6 +178,9 @@ class MemoryBank:
             return
         record, kept = self.selection.decide(pending)
         self.stats.keyframes += kept
+        if kept and self.as_prompted is not None and self.store.usable(record.frame_idx):
+            self.store.entries[record.frame_idx]["maskmem_features"] = self.as_prompted
+        self.as_prompted = None
         row = self.stats.last
         if row is not None and row.frame_idx == record.frame_idx:
             row.scores, row.significance, row.keyframe = record.scores, record.significance, kept
@@ -267,6 +283,11 @@ class MemoryBank:
         self.store.drop_plans(but=lambda idx: idx in wanted or idx not in self.non_cond)  # prompts stay
         self.selection.trim(moment)
 
+    def tells_of(self, non_cond: Mapping[int, Entry]) -> bool:
+        """Return whether all tracked frames that the host holds were tracked with this bank."""
+        first, last = self.span or (0, -1)
+        return all(first <= frame_idx <= last or frame_idx in self.selection.corrected for frame_idx in non_cond)
+
     # -- what it takes ------------------------------------------------------------------------------------------
 
     def account(
@@ -288,6 +309,7 @@ class MemoryBank:
         stock, window = baselines(entry, self.span, cond, alone, moment)
         frames, nbytes, host_nbytes = self.store.takes(entry, cond, moment.frame_idx, device)
         kept = self.store.tensors() + self.long_term.tensors()
+        kept += [] if self.as_prompted is None else [self.as_prompted]
         kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
         for tensor in {id(t): t for t in kept}.values():
             if tensor.device == device:
@@ -317,6 +339,7 @@ class Tracking:
         encoded: The frame's output as the model returned it, on its device.
         candidates: (1, K, H/4, W/4) the decoder's candidate masks and (1, K) predicted IoUs.
         measured: Scores that are known before the frame is measured.
+        as_prompted: The frame's memory features encoded as a prompted frame's are, where the method asks for that.
     """
 
     bank: MemoryBank
@@ -328,6 +351,7 @@ class Tracking:
     encoded: Mapping[str, object] | None = None
     candidates: tuple[Tensor, Tensor] | None = None
     measured: dict[str, Tensor] = field(default_factory=dict)
+    as_prompted: Tensor | None = None
 
     @classmethod
     def begin(
@@ -365,7 +389,9 @@ class Tracking:
         if ious.shape[1] == 1:
             self.measured["kalman_overlap"] = ious.new_full((), float("nan"))
             return ious
-        visible = torch.where(score[..., None, None] > 0, masks, -1.0)
+        # At the resolution at which SAM 2 hands masks to its memory encoder, as SAMURAI measures boxes.
+        full = F.interpolate(masks.float(), scale_factor=4, mode="bilinear")
+        visible = torch.where(score[..., None, None] > 0, full, -1.0)
         ranking, self.measured["kalman_overlap"] = track.choose(visible, ious)
         self.measured["predicted_iou"] = ious[0].gather(0, ranking[0].argmax()[None])[0]
         return ranking  # in float32, where no two are rounded to one
@@ -381,6 +407,8 @@ class Tracking:
         if frame is not None:
             frame.measured.update(self.measured)
         bank.observe(entry, frame, moment, self.cond)
+        if self.as_prompted is not None:
+            bank.as_prompted = self.as_prompted.to(entry["maskmem_features"])
         bank.trim(moment.then())
         if reading is not None and reading.prompts is self.cond:
             alone = reading.read
@@ -418,14 +446,20 @@ class Banks:
             adopt: Called with a new bank, to take in frames that were prompted before.
         """
         bank = place.get(KEY)
-        if isinstance(bank, MemoryBank) and bank.owner is self._owner and bank.non_cond is non_cond:
-            return bank
+        if isinstance(bank, MemoryBank) and bank.non_cond is non_cond:
+            if bank.owner is self._owner:
+                return bank
+            if bank.owner is None and bank.method == self.method and bank.tells_of(non_cond):
+                bank.owner = self._owner  # of a state that was copied or saved in the middle of a video
+                self._all.add(bank)
+                return bank
         bank = place[KEY] = MemoryBank(self.method, self._owner, non_cond)
         self._all.add(bank)
         adopt(bank)
         return bank
 
     def release(self, device: torch.device) -> None:
-        """Hand SAM 2 back what it can read by itself."""
+        """Hand SAM 2 back what it can read by itself; no other wrapping goes on with these banks."""
         for bank in self._all:
             bank.store.release(device)
+            bank.owner = RELEASED

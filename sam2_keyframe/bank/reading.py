@@ -72,6 +72,7 @@ class Reading:
         layout: How each spatial memory is attended to, in the order of `spatial`; None: all of them whole.
         attended: Frames whose spatial memory is attended to, in order, where the host knows which.
         tokens: Keys that memory attention reads, spatial and pointer tokens.
+        pointing: How many pointers are read.
     """
 
     moment: Moment
@@ -84,6 +85,7 @@ class Reading:
     layout: TokenLayout | None
     attended: tuple[int, ...]
     tokens: int
+    pointing: int
 
 
 def plan_reading(
@@ -139,6 +141,7 @@ def plan_reading(
                 spatial.append((place, prompts[place], None))
         layout = plan_layout(attend, spatial, moment, grid, plans, device)
         tokens = layout.tokens
+    count = 0
     if prompts and geometry.reads_pointers:
         pointing = [*read, *(t for t in others if t in window)]
         count = sum(not geometry.past_pointers_only or moment.distance(t) >= 0 for t in pointing)
@@ -146,7 +149,7 @@ def plan_reading(
         tokens += count * pointer_tokens(next(iter(prompts.values())))
     shown = (memory.frame_idx for memory in memories)
     attended = tuple(sorted([*read, *found, *(idx for idx in shown if idx is not None)]))
-    return Reading(moment, prompts, read, slots, anchors, pointers, found, layout, attended, tokens)
+    return Reading(moment, prompts, read, slots, anchors, pointers, found, layout, attended, tokens, count)
 
 
 def plan_layout(

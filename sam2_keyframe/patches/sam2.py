@@ -22,7 +22,7 @@ from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.host import ObjectFrames
-from sam2_keyframe.patches.view import memory_view
+from sam2_keyframe.patches.view import in_dtype, memory_view
 from sam2_keyframe.patches.wrapping import WithSettings, Wrapping, method_signature
 from sam2_keyframe.types import FrameMemo
 
@@ -33,7 +33,9 @@ REQUIRED = {
     "track_step": {"frame_idx", "output_dict"},
     "propagate_in_video_preflight": {"inference_state"},
     "clear_all_prompts_in_frame": {"inference_state", "frame_idx", "obj_id"},
-    "_obj_id_to_idx": {"inference_state", "obj_id"},
+    "propagate_in_video": {"inference_state", "start_frame_idx", "max_frame_num_to_track", "reverse"},
+    "add_new_mask": {"inference_state", "mask"},
+    "_encode_new_memory": {"is_mask_from_pts"},
 }
 
 
@@ -95,13 +97,18 @@ class Sam2:
         self._wrapping.wrap("_run_single_frame_inference", self._write)
         self._wrapping.wrap("propagate_in_video_preflight", self._preflight)
         self._wrapping.wrap("clear_all_prompts_in_frame", self._clear_prompts)
-        self._wrapping.put("__deepcopy__", _refuse_copying)
+        self._wrapping.wrap("propagate_in_video", self._propagate)
+        self._wrapping.put("__getstate__", _refuse_copying)  # what copy, deepcopy, pickle and torch.save ask for
+        if self.method.retain != "all":
+            self._wrapping.wrap("add_new_mask", self._add_mask)
         self._supply_clearing()
         if self.method.observes:
             self._wrapping.wrap("_run_memory_encoder", self._encode_prompt)
             self._wrapping.wrap("track_step", self._encode)
             hook = self.predictor.sam_mask_decoder.register_forward_hook(self._decoded)
             self._wrapping.on_undo(hook.remove)
+        if self.method.as_prompted:
+            self._wrapping.wrap("_encode_new_memory", self._encode_as_prompted)
         if self._attention is not None:
             self._attention.install()
             self._wrapping.on_undo(self._attention.uninstall)
@@ -178,6 +185,8 @@ class Sam2:
             bank = self.banks.get(output_dict, output_dict["non_cond_frame_outputs"])
             reading = bank.plan(cond, moment, geometry, grid, device, embed, tracking=False)
         view = memory_view(reading, output_dict["non_cond_frame_outputs"], self.predictor.maskmem_tpos_enc)
+        if not reading.pointing and not torch.is_autocast_enabled(device.type):
+            view = in_dtype(view, self.predictor.maskmem_tpos_enc.dtype)
         if reading.anchors:
             original = WithSettings.bind(original, max_cond_frames_in_attn=-1, only_obj_ptrs_in_the_past_for_eval=True)
         shown = {**call, "output_dict": view}
@@ -214,6 +223,13 @@ class Sam2:
             tracking.encoded = output
         return output
 
+    def _encode_as_prompted(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Encode a tracked frame's memory a second time, as that of a prompted one: it may be shown as such."""
+        tracking = TRACKING.get()
+        if tracking is not None:
+            tracking.as_prompted = original(**{**call, "is_mask_from_pts": True})[0]
+        return original(**call)
+
     def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> Any:
         """Take note of the decoder's candidates; SAM 2 throws their predicted IoUs away. Choose another by motion."""
         tracking = TRACKING.get()
@@ -224,6 +240,42 @@ class Sam2:
             masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
         ranking = tracking.choose(masks, ious, score)
         return None if ranking is ious else (masks, ranking, tokens, score)
+
+    def _propagate(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Go on with the objects that there are when some are removed or added in the loop over the frames.
+
+        SAM 2 fixes their number when it begins: after a removal it fails, and an object added is not tracked. Under
+        `retain="all"` only the failure is mended.
+        """
+        state, reverse, most = call["inference_state"], call["reverse"], call["max_frame_num_to_track"]
+        end, repeated = None, False
+        while True:
+            known = list(state["obj_ids"])
+            for t, obj_ids, masks in (tracking := original(**call)):
+                if end is None:
+                    most = state["num_frames"] if most is None else most
+                    end = max(t - most, 0) if reverse else min(t + most, state["num_frames"] - 1)
+                if not repeated:
+                    yield t, obj_ids, masks
+                repeated, now = False, state["obj_ids"]
+                if now != known and (self.method.retain != "all" or not set(known) <= set(now)):
+                    break
+            else:
+                return
+            tracking.close()
+            if not state["obj_ids"] or t == end:
+                return
+            # In reverse SAM 2 does not begin at frame 0: it is reached from frame 1, which is tracked once more.
+            repeated = reverse and t == 1
+            start = t if repeated else t + (-1 if reverse else 1)
+            call = {**call, "start_frame_idx": start, "max_frame_num_to_track": abs(end - start)}
+
+    def _add_mask(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Take a mask of whole numbers for one of zeros and others: SAM 2 takes 255 for 255 times as sure as 1."""
+        mask = call["mask"]
+        if isinstance(mask, Tensor) and not mask.is_floating_point():
+            call = {**call, "mask": mask != 0}
+        return original(**call)
 
     def _preflight(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take in prompts and corrections, which SAM 2 encodes here and nowhere else."""
@@ -272,9 +324,10 @@ class Sam2:
         return result
 
 
-def _refuse_copying(memo: Any) -> Any:
+def _refuse_copying() -> Any:
     raise RuntimeError(
-        "a wrapped predictor cannot be copied, as its copy would run the original: copy it after sam2_keyframe.unwrap()"
+        "a wrapped predictor cannot be copied or saved, as its copy would run the original: do that after "
+        "sam2_keyframe.unwrap(). Its inference states can be copied and saved"
     )
 
 

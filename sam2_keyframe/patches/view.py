@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sam2_keyframe.bank.reading import Reading
@@ -57,6 +58,18 @@ def memory_view(reading: Reading, non_cond: Mapping[int, Mapping[str, Any]], tpo
         if t not in reading.read:
             shown.setdefault(t, entry)
     return {"cond_frame_outputs": {**{t: prompts[t] for t in reading.read}, **anchors}, "non_cond_frame_outputs": shown}
+
+
+def in_dtype(view: dict[str, Entries], dtype: torch.dtype) -> dict[str, Entries]:
+    """Return a view whose memories have the model's dtype: they are stored in bfloat16.
+
+    SAM 2 concatenates them with pointers, which are float32, so that all becomes that. Where no pointer is read, and
+    without autocast, it fails (facebookresearch/sam2 issues 308, 577).
+    """
+    return {
+        key: {t: {**entry, "maskmem_features": entry["maskmem_features"].to(dtype)} for t, entry in entries.items()}
+        for key, entries in view.items()
+    }
 
 
 def _on_device(entry: Mapping[str, Any], device: Any) -> Mapping[str, Any]:

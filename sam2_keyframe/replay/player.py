@@ -189,6 +189,8 @@ class Player:
             layout.keep(torch.zeros(1, grid[0] * grid[1]))  # how many tokens are kept is known, not which
         thing.held.append(sorted(bank.selection.held()))
         entry = self._output()
+        if self.method.as_prompted:
+            tracking.as_prompted = entry["maskmem_features"]
         tracking.finish(entry, self._frame(step) if self.method.observes else None)
         thing.non_cond[step.frame_idx] = entry
 
