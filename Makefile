@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 
-.PHONY: demo test test-all lint bench official notebooks clean
+.PHONY: demo test test-all lint docs bench official notebooks clean
 
 demo: $(SETUP)
 	$(BIN)/sam2-keyframe demo --out demo-out
@@ -17,6 +17,10 @@ test-all: $(SETUP)
 lint: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The pages of docs/ as a site in site/, without network.
+docs: $(SETUP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks bench --out bench-out
