@@ -27,15 +27,12 @@ OF_A_HOST = {
 }
 
 ALLOWED: dict[str, set[str]] = {
-    "bank/bank.py": {"maskmem_features", "obj_ptr", "object_score_logits", "pred_masks"},
-    "bank/consolidated.py": {"maskmem_features"},
+    "bank/bank.py": {"maskmem_features", "obj_ptr"},
+    "bank/reading.py": {"pred_masks"},
     "bank/statistics.py": {"maskmem_features", "obj_ptr", "object_score_logits", "pred_masks"},
     "bank/store.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
     "plugin.py": {"obj_id_to_idx", "output_dict_per_obj"},
-    "replay/player.py": {
-        *("cond_frame_outputs", "maskmem_features", "maskmem_pos_enc", "non_cond_frame_outputs"),
-        *("obj_ptr", "object_score_logits", "pred_masks"),
-    },
+    "replay/player.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
     "video/source.py": {"frames_tracked_per_obj"},
     "video/stream.py": {
         *("cached_features", "cond_frame_outputs", "frames_tracked_per_obj", "mask_inputs_per_obj"),

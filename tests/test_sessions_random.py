@@ -24,6 +24,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     return Trial(lambda: make_predictor(image_size=SIZE), tmp_path_factory.mktemp("videos"))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(session=sessions(longest=10))
 def test_a_sample(trial: Trial, session: Session) -> None:
