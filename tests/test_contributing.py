@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sam2_keyframe as sk
+from sam2_keyframe.patches.host import Host
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -57,6 +58,12 @@ def test_files_and_rooms_are_there() -> None:
     package = ROOT / "sam2_keyframe"
     there = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms == there - {"__init__", "_checks", "types"}
+
+
+def test_what_a_host_gives_is_what_is_written() -> None:
+    written = set(re.findall(r"`(\w+)`", TEXT[TEXT.index("## Add a host") : TEXT.index("Three things are")]))
+    asked = {name for name, member in vars(Host).items() if callable(member) or isinstance(member, staticmethod)}
+    assert {name for name in asked if not name.startswith("_")} == written - {"Host", "HOSTS"}
 
 
 def test_targets_are_in_the_makefile() -> None:

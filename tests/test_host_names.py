@@ -31,7 +31,6 @@ ALLOWED: dict[str, set[str]] = {
     "bank/reading.py": {"pred_masks"},
     "bank/statistics.py": {"maskmem_features", "obj_ptr", "object_score_logits", "pred_masks"},
     "bank/store.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
-    "plugin.py": {"obj_id_to_idx", "output_dict_per_obj"},
     "replay/player.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
     "video/source.py": {"frames_tracked_per_obj"},
     "video/stream.py": {
