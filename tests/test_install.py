@@ -32,6 +32,13 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["sam2-keyframe", sam2_keyframe.__version__]
 
 
+def test_changes_and_citation_are_of_this_version() -> None:
+    version = sam2_keyframe.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    headings = [line.split()[1] for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
+    assert next(heading for heading in headings if heading != "Unreleased") == version
+
+
 def _run(*command: Any, **how: Any) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **how)
     assert done.returncode == 0, done.stderr
