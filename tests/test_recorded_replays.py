@@ -11,22 +11,11 @@ from typing import Any
 import pytest
 
 import sam2_keyframe as sk
-from sam2_keyframe.replay import Recording
 
 DATA = Path(__file__).with_name("data")
 TOOLS = Path(__file__).parents[1] / "tools"
 EXPECTED: dict[str, Any] = json.loads(gzip.decompress((DATA / "replays.json.gz").read_bytes()))
 COLUMNS = ("frame", "attended", "keyframe", "evicted", "significance", "frames", "nbytes", "tokens")
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
-    loaded = {}
-    for name in EXPECTED:
-        file = tmp_path_factory.mktemp(name) / "recording.npz"
-        file.write_bytes(gzip.decompress((DATA / f"{name}.npz.gz").read_bytes()))
-        loaded[name] = Recording.load(file)
-    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +28,11 @@ def tools() -> Any:
     finally:
         sys.path.remove(str(TOOLS))
     return compare_versions, record_replays
+
+
+@pytest.fixture(scope="module")
+def recordings(tools: Any) -> dict[str, sk.Recording]:
+    return {name: tools[1].load(DATA, name) for name in EXPECTED}
 
 
 @pytest.mark.parametrize("method", sk.METHODS)

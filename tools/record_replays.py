@@ -2,7 +2,8 @@
 
 In use, from the root of a checkout whose behaviour is to be kept::
 
-    PYTHONPATH=. python tools/record_replays.py tests/data
+    PYTHONPATH=. python tools/record_replays.py tests/data            # runs, recordings and rows anew
+    PYTHONPATH=. python tools/record_replays.py tests/data dam4sam    # rows of some methods over the recordings there
 
 Each clip is tracked once by the micro model under `stock`; the recording goes to ``NAME.npz.gz``. Then every method is
 replayed over it, and its rows go to ``replays.json.gz``. A method that a replay refuses has no rows there. Run this
@@ -59,11 +60,17 @@ def known(value: float) -> float | None:
     return None if value != value else float(value)
 
 
-def main(folder: Path) -> None:
-    """Write the recordings and rows."""
-    torch.set_num_threads(1)
+def load(folder: Path, name: str) -> Any:
+    """Return a recording that was written."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "recording.npz")
+        file.write_bytes(gzip.decompress((folder / f"{name}.npz.gz").read_bytes()))
+        return sk.Recording.load(file)
+
+
+def track(folder: Path) -> None:
+    """Run the clips and write their recordings."""
     predictor = load_micro_predictor(image_size=SIZE)
-    expected: dict[str, Any] = {}
     for name, reverse in RUNS.items():
         challenge, seed, objects = live.CLIPS[name]
         clip = make_clip(challenge, seed, frames=FRAMES, size=SIZE, objects=objects, photos=False)
@@ -75,10 +82,21 @@ def main(folder: Path) -> None:
             file = Path(scratch, "recording.npz")
             recording.save(file)
             (folder / f"{name}.npz.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
-            saved = sk.Recording.load(file)
-        expected[name] = {method: rows(saved, method) for method in sk.METHODS}
-    (folder / "replays.json.gz").write_bytes(gzip.compress(json.dumps(expected).encode(), mtime=0))
+
+
+def main(folder: Path, methods: list[str]) -> None:
+    """Write recordings and rows, or the rows of some methods over the recordings that are there."""
+    torch.set_num_threads(1)
+    file, expected = folder / "replays.json.gz", {name: {} for name in RUNS}
+    if methods:
+        expected = json.loads(gzip.decompress(file.read_bytes()))
+    else:
+        track(folder)
+    for name, known_rows in expected.items():
+        recording = load(folder, name)
+        known_rows |= {method: rows(recording, method) for method in methods or sk.METHODS}
+    file.write_bytes(gzip.compress(json.dumps(expected).encode(), mtime=0))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
