@@ -108,6 +108,7 @@ def clip(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("autocast", "options"),
     [

@@ -50,6 +50,7 @@ def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, c
     assert (max(saved) > 0) == (codec != sk.Offload())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [{"capacity": 5}, {"capacity": 1}, {"capacity": 2, "minor": 1}], ids=str)
 @pytest.mark.parametrize("session", SESSIONS)
 def test_a_codec_that_loses_nothing_changes_no_mask(

@@ -106,7 +106,7 @@ def _bound(method: sk.KeyframeMemory) -> int:
     return max(window, kept) if isinstance(method.fill, bool) else window + kept
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
     method = SETTINGS[name]

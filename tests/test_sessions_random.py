@@ -24,7 +24,8 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     return Trial(lambda: make_predictor(image_size=SIZE), tmp_path_factory.mktemp("videos"))
 
 
-@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(session=sessions(longest=10))
 def test_a_sample(trial: Trial, session: Session) -> None:
     trial.check(session)
