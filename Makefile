@@ -2,21 +2,40 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 
-.PHONY: demo test test-all lint bench official notebooks clean
+# Processes that tests run in; each computes on one thread.
+JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test test-slow test-all lint format docs bench official notebooks clean
 
 demo: $(SETUP)
 	$(BIN)/sam2-keyframe demo --out demo-out
 
+# A few minutes on two cores; property tests try the same examples each time.
 test: $(SETUP)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
-# The slow ones too: the compiled predictor, training from the command line, a built wheel, the whole demo.
+# The rest: notebooks, random sessions, killed runs, the compiled predictor, training, wheels, the whole demo.
+test-slow: $(SETUP)
+	$(PYTEST) -m "slow and not gpu"
+
+# All of them; property tests look for examples that nobody has tried.
 test-all: $(SETUP)
-	$(BIN)/python -m pytest -q -m "not gpu"
+	HYPOTHESIS_PROFILE=random $(PYTEST) -m "not gpu"
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(SETUP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The pages of docs/ as a site in site/, without network.
+docs: $(SETUP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks bench --out bench-out

@@ -24,6 +24,7 @@ COMMANDS = {
 OTHERS = """\
 scripts with commands of their own (python -m benchmarks.NAME --help):
   tradeoff              what smaller memories and fewer tokens cost
+  conformance           whether our published rules choose what their upstreams choose
   notebooks             run the notebooks and keep their outputs
   micro.train, micro.evaluate, micro.methods, micro.card
                         the embedded model: training, evaluation, the figures of its card

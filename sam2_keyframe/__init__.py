@@ -52,6 +52,8 @@ from sam2_keyframe.scorers import __all__ as _scorers
 from sam2_keyframe.video.source import FrameSource, init_state
 from sam2_keyframe.video.stream import Stream
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ATTEND",
     "Adaptive",
@@ -121,6 +123,7 @@ __all__ = [
     "Threshold",
     "Visible",
     "Whole",
+    "__version__",
     "choose_frames",
     "coverage",
     "forget",

@@ -190,6 +190,11 @@ class KeyframeMemory:
         """Whether keyframes take no slots of SAM 2: they are read beside its prompted frames."""
         return self.temporal in ("anchor", "prompt")
 
+    @property
+    def as_prompted(self) -> bool:
+        """Whether keyframes are shown as if prompted, so that their memory is encoded as a prompted frame's."""
+        return self.temporal == "prompt" and self.capacity > 0
+
     def grid(self, moment: Moment) -> Moment:
         """Return a moment with the stride of what fills the slots."""
         return moment if self.stride is None else replace(moment, stride=self.stride)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, NoReturn
 
 from sam2_keyframe.bank.statistics import MIB, MemoryStats
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
-from sam2_keyframe.patches import find_patch
-from sam2_keyframe.patches.frames import KEY
-from sam2_keyframe.patches.sam2 import Sam2Patch
+from sam2_keyframe.patches import find_host, host_of, objects_of
+from sam2_keyframe.patches.host import Host
 
 ATTRIBUTE = "_sam2_keyframe"
 """Instance attribute of a wrapped predictor that holds its handle."""
@@ -25,10 +23,10 @@ class Handle:
         method: The method it runs.
     """
 
-    def __init__(self, patch: Sam2Patch) -> None:
-        self.predictor = patch.predictor
-        self.method = patch.method
-        self._patch = patch
+    def __init__(self, host: Host) -> None:
+        self.predictor = host.predictor
+        self.method = host.method
+        self._host = host
         self._entered = False
 
     @property
@@ -40,7 +38,7 @@ class Handle:
         """Undo the wrapping; does nothing when it was undone or replaced already."""
         if self.active:
             del vars(self.predictor)[ATTRIBUTE]
-            self._patch.undo()
+            self._host.uninstall()
 
     def __enter__(self) -> Handle:
         if not self.active:
@@ -55,10 +53,10 @@ class Handle:
         self.unwrap()
 
     def __repr__(self) -> str:
-        rows = [bank.stats.last for bank in self._patch.banks]
+        rows = [bank.stats.last for bank in self._host.banks]
         now = sum(row.memory.nbytes for row in rows if row is not None) / MIB
         stock = sum(row.stock.nbytes for row in rows if row is not None) / MIB
-        held = sum(len(bank.selection.held()) for bank in self._patch.banks)
+        held = sum(len(bank.selection.held()) for bank in self._host.banks)
         return (
             f"<sam2_keyframe {'active' if self.active else 'undone'}: {self.method!r}\n"
             f" {len(rows)} objects, {held} keyframes held, {now:.2f} MiB now, {stock:.2f} MiB under stock>"
@@ -93,14 +91,16 @@ def wrap(predictor: Any, method: str | KeyframeMemory = "keyframe", **overrides:
     """
     if isinstance(predictor, Handle):
         raise TypeError("this is the handle that wrap() returned; give the predictor itself, handle.predictor")
-    patch = find_patch(predictor, make_method(method, **overrides))
+    chosen = make_method(method, **overrides)
+    host = find_host(predictor)(predictor, chosen)
+    chosen.check_fits(host.facts().num_maskmem - 1)
     current = vars(predictor).get(ATTRIBUTE)
     if isinstance(current, Handle):
         if current._entered:
             raise RuntimeError("the predictor is wrapped by an open `with` block; leave it before wrapping again")
         current.unwrap()
-    handle = Handle(patch)
-    patch.apply()
+    handle = Handle(host)
+    host.install()
     vars(predictor)[ATTRIBUTE] = handle
     return handle
 
@@ -118,21 +118,25 @@ def unwrap(predictor: Any) -> None:
         handle.unwrap()
 
 
-def memory_stats(inference_state: MutableMapping[str, Any]) -> dict[Any, MemoryStats]:
-    """Return the memory statistics of each object of a video, by object id; they stay after `unwrap`."""
+def memory_stats(inference_state: Any) -> dict[Any, MemoryStats]:
+    """Return the memory statistics of each object of a video, by object id; they stay after `unwrap`.
+
+    Raises:
+        TypeError: This is no inference state of a supported predictor.
+    """
     stats = {}
-    for obj_id, obj_idx in inference_state["obj_id_to_idx"].items():
-        bank = inference_state["output_dict_per_obj"][obj_idx].get(KEY)
+    for obj_id, frames in objects_of(inference_state).items():
+        bank = frames.bank
         if bank is not None:
             bank.settle()
             stats[obj_id] = bank.stats
     return stats
 
 
-def forget(inference_state: MutableMapping[str, Any]) -> None:
-    """Remove all that the plugin has put into an inference state: banks, statistics, the shared frame."""
-    inference_state.pop(KEY, None)
-    for output_dict in inference_state["output_dict_per_obj"].values():
-        bank = output_dict.pop(KEY, None)
-        if bank is not None:
-            bank.store.release(inference_state["device"])
+def forget(inference_state: Any) -> None:
+    """Remove all that the plugin has put into an inference state: banks, statistics, the shared frame.
+
+    Raises:
+        TypeError: This is no inference state of a supported predictor.
+    """
+    host_of(inference_state).forget(inference_state)

@@ -315,19 +315,28 @@ class Moment:
         """Return the index of the frame `distance` frames ago in tracking order."""
         return self.frame_idx + distance if self.reverse else self.frame_idx - distance
 
-    def slot(self, code: int) -> int:
-        """Return the frame index that SAM 2 looks up for the temporal code `code`, 0 (newest) to `slots` - 1.
+    def behind(self, count: int) -> range:
+        """Return the `count` frames before this one in tracking order, the nearest first."""
+        if self.reverse:
+            return range(self.frame_idx + 1, self.frame_idx + count + 1)
+        return range(self.frame_idx - 1, self.frame_idx - count - 1, -1)
+
+    def places(self) -> list[int]:
+        """Return the frame index that SAM 2 looks up for each temporal code, 0 (newest) to `slots` - 1.
 
         Source: the stride arithmetic of sam2/modeling/sam2_base.py, _prepare_memory_conditioned_features: the
         newest frame first, then multiples of the stride from two frames ago on.
         """
-        if code == 0:
-            return self.near(1)
-        steps = (code - 1) * self.stride
-        grid = self.near(2) // self.stride * self.stride
-        if self.reverse:
-            return (grid if grid == self.near(2) else grid + self.stride) + steps
-        return grid - steps
+        newest, second = self.near(1), self.near(2)
+        grid = second // self.stride * self.stride
+        if self.reverse and grid != second:
+            grid += self.stride
+        step = self.stride if self.reverse else -self.stride
+        return [newest, *(grid + n * step for n in range(self.slots - 1))][: self.slots]
+
+    def slot(self, code: int) -> int:
+        """Return the frame index that SAM 2 looks up for the temporal code `code`, 0 (newest) to `slots` - 1."""
+        return self.places()[code]
 
     @property
     def reach(self) -> int:

@@ -45,6 +45,8 @@ def _accepted_when_left_out(rule: KeyframeFilter, scores: Sequence[float]) -> in
 @given(scores=values, k=st.floats(0, 4))
 @example(scores=[0.0] * 9 + [1.0], k=1.0)
 @example(scores=[0.1] * 30, k=0.0)
+@example(scores=[0.0, 0.0, -5.5e-201], k=2.0)  # the squares of such distances are 0
+@example(scores=[0.0, 0.0, -1e200], k=2.0)  # and those of such ones too large to be numbers
 def test_adaptive_keeps_its_promise(scores: list[float], k: float) -> None:
     n = len(scores) - 1
     kept = _accepted_when_left_out(Adaptive(k, last=max(n, 2), warmup=2), scores)

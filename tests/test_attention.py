@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation, distance_transform_edt
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sam2_keyframe.attention import maths as attention
 from sam2_keyframe.attention.maths import (
     ATTEND,
     Foveated,
@@ -24,7 +25,6 @@ from sam2_keyframe.attention.maths import (
     rotate,
     scheme_for,
 )
-from sam2_keyframe.attention.maths import maths as attention
 
 GRID = (8, 12)
 SCHEMES = [Whole(), Pool(2), Pool(4), Foveated(0.2, 2), Foveated(0.4, 4)]

@@ -4,11 +4,12 @@ import types
 
 import pytest
 import torch
+from plans import view_layout
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, TokenLayout, Whole
 from sam2_keyframe.patches import attention as patch
-from sam2_keyframe.patches.attention import AttentionHook, read_layout
+from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.types import Memory, Moment
 
 pytest.importorskip("sam2")
@@ -146,7 +147,7 @@ def test_kernels_and_bias_mask_agree_through_the_host(scheme, batch, monkeypatch
 def test_no_host_reads_in_all_layers(scheme):
     """A fake tensor has no values to read; what was read is planned, measured and attended to without any."""
     host = memory_attention()
-    hook, plans, cpu = AttentionHook(host), {}, torch.device("cpu")
+    hook, plans = AttentionHook(host), {}
     hook.install()
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = inputs(3, 8)
@@ -158,7 +159,7 @@ def test_no_host_reads_in_all_layers(scheme):
         view = {"cond_frame_outputs": {0: entries[0]}, "non_cond_frame_outputs": {t: entries[t] for t in (7, 8)}}
         for moment in (Moment(9, False, 6, 15), Moment(6, True, 6, 15)):  # now frame 8 is the newest, now frame 7
             memories = [Memory(t, entries[t], moment.distance(t) - 1) for t in (7, 8)]
-            with hook.layout(read_layout(scheme, view, [0], memories, moment, GRID, plans, cpu)):
+            with hook.layout(view_layout(scheme, view, [0], memories, moment, GRID, plans)):
                 out = host.memory_attention(**given)
         assert out.shape == (64, 1, 256)
     assert hook.calls == 8
@@ -213,7 +214,7 @@ def sizes(scheme, prompted, tracked):
     anchors = {t: entry[t] for t, code in tracked.items() if code == 6}
     view = {"cond_frame_outputs": {t: entry[t] for t in prompted} | anchors, "non_cond_frame_outputs": slots}
     selected = list(view["cond_frame_outputs"])
-    found = read_layout(scheme, view, selected, memories, moment, GRID, {}, torch.device("cpu"))
+    found = view_layout(scheme, view, selected, memories, moment, GRID, {})
     return [{part.size for part in plan} for plan in found.plans]
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from plans import shown_memories, view_layout
 
 from sam2_keyframe.attention.maths import Foveated, Whole
-from sam2_keyframe.patches.attention import AttentionHook, read_layout, shown_memories
+from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.types import Memory, Moment
 
 pytest.importorskip("sam2")
@@ -62,7 +63,7 @@ def track(predictor, folder, scheme=None, reverse=False, cap=-1, empty=()):
         moment = Moment(frame_idx, track_in_reverse, 6, 15)
         selected = list(select_closest_cond_frames(frame_idx, view["cond_frame_outputs"], cap)[0])
         held = [Memory(t, tracked[t], code) for code in range(6) if (t := moment.slot(code)) in tracked]
-        with hook.layout(read_layout(scheme, view, selected, held, moment, GRID, {}, predictor.device)):
+        with hook.layout(view_layout(scheme, view, selected, held, moment, GRID, {})):
             out = read(**given)
         memories, (memory, pointers) = shown_memories(view, selected, moment), shown[-1]
         chunks = memory[: len(memory) - pointers].split(64)
@@ -107,6 +108,7 @@ def clip(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("autocast", "options"),
     [

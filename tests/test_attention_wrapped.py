@@ -13,9 +13,9 @@ from test_compression_wrapped import PACKED, bank_of
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, Whole
+from sam2_keyframe.bank import reading
 from sam2_keyframe.bank.compression import Int8
 from sam2_keyframe.patches import attention as patch
-from sam2_keyframe.patches import sam2
 from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.plugin import ATTRIBUTE
 
@@ -90,16 +90,16 @@ def test_what_attention_knows_of_memories_leaves_with_them_and_is_counted(
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("session", ["two_objects", "several_prompts", "correction", "both_ways"])
 def test_every_memory_whole_by_the_per_key_path_is_stock(
-    session: str, autocast: bool, clip_folder: Any, clip: Any
+    session: str, autocast: bool, clip_folder: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         unwrapped = run(make_predictor(), session, clip_folder, clip)
         model = make_predictor()
         handle = sk.wrap(model, "stock", attend=Pool(2))  # puts the hook in place
         pooled = run(model, session, clip_folder, clip)
-        hook: AttentionHook = handle._patch._attention
+        hook: AttentionHook = handle._host._attention
         before = hook.calls
-        handle._patch.method = sk.make_method("stock", attend=Whole())
+        monkeypatch.setattr(reading, "scheme_for", lambda attend, **about: Whole())
         ours = run(model, session, clip_folder, clip)
     tracked = sum(stats.frames for state in ours[2] for stats in sk.memory_stats(state).values())
     assert hook.calls - before >= tracked * len(model.memory_attention.layers) > 0
@@ -128,22 +128,22 @@ def test_a_memory_is_read_by_its_own_salient_tokens(
     monkeypatch.setattr(patch, "drawn_attention", drawn)
     plans: list[dict[int, torch.Tensor]] = []
     alive = []  # so that no two memories have the same id
-    read = patch.read_layout
+    plan = reading.plan_layout
 
-    def layout(attend: Any, view: Any, selected: Any, memories: Any, moment: Any, *rest: Any) -> Any:
-        found = read(attend, view, selected, memories, moment, *rest)
-        shown = patch.shown_memories(view, selected, moment)
-        alive.extend(e["maskmem_features"] for _, e in shown)
-        plans.append({id(e["maskmem_features"]): p[0].index for (_, e), p in zip(shown, found.plans, strict=True)})
+    def layout(attend: Any, spatial: Any, *rest: Any) -> Any:
+        found = plan(attend, spatial, *rest)
+        shown = [entry["maskmem_features"] for _, entry, _ in spatial]
+        alive.extend(shown)
+        plans.append({id(features): p[0].index for features, p in zip(shown, found.plans, strict=True)})
         return found
 
-    monkeypatch.setattr(sam2, "read_layout", layout)
+    monkeypatch.setattr(reading, "plan_layout", layout)
     with sk.wrap(model, "keyframe", attend=SalientTokens(0.1), gate=sk.Always(), keep=sk.EveryNth(2)):
         run(model, "forward", clip_folder, clip)
     assert len(measured) == len(model.memory_attention.layers) * (len(plans) - 1)  # at first there is the prompt only
     known: dict[int, torch.Tensor] = {}
-    for plan in plans:
-        for memory, index in plan.items():
+    for planned in plans:
+        for memory, index in planned.items():
             if index is not None:
                 assert torch.equal(known.setdefault(memory, index), index)
     assert len(known) > 8

@@ -11,9 +11,9 @@ from sessions import run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sam2_keyframe as sk
-from sam2_keyframe.bank.pending import Pending
+from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.bank.decisions import Pending
 from sam2_keyframe.bank.statistics import STORED
-from sam2_keyframe.patches.frames import KEY
 from sam2_keyframe.synthetic import make_clip
 
 LONG = 300
@@ -318,8 +318,12 @@ def test_bytes_on_the_device_and_elsewhere(predictor: Any, clip_folder: Any, cli
     whole = sum(entry[key].nbytes for entry in store.entries.values() for key in STORED)
     moved = sum(store.entries[t]["pred_masks"].nbytes for t in store.moved)
     assert moved > 0
-    assert (store.nbytes(here), store.nbytes(here, elsewhere=True)) == (whole - moved, 0)
-    assert (store.nbytes(other), store.nbytes(other, elsewhere=True)) == (0, whole - moved)
+    t, entry = max(store.entries.items())
+    masks, small = entry["pred_masks"].nbytes, entry["obj_ptr"].nbytes + entry["object_score_logits"].nbytes
+    left = len(store.non_cond) - len(store.entries)
+    rest = moved + left * (masks + small)
+    assert store.takes(entry, {}, t, here)[1:] == (whole - moved, rest)
+    assert store.takes(entry, {}, t, other)[1:] == (0, whole - moved + rest)
 
 
 @pytest.mark.parametrize("keep_masks", [True, False])

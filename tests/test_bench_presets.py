@@ -79,6 +79,7 @@ def cells(text):
     return {cell[2]: cell[0].removeprefix(cell[1]).removesuffix(cell[3]) for cell in CELL.finditer(text)}
 
 
+@pytest.mark.slow
 def test_the_official_path_with_random_weights_fills_readme(tmp_path, monkeypatch):
     from sam2.build_sam import build_sam2_video_predictor
 

@@ -100,6 +100,7 @@ def test_a_second_run_skips_what_is_finished(finished, capsys):
     assert "static-10000  " not in capsys.readouterr().err  # nothing was tracked
 
 
+@pytest.mark.slow
 def test_processes_agree_with_one_process(tmp_path, finished):
     arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
     code = main(["run", *arguments, "--set", "capacity=2", "--out", str(tmp_path), "--workers", "2"])
@@ -109,6 +110,7 @@ def test_processes_agree_with_one_process(tmp_path, finished):
     assert untimed(run / "frames.csv") == untimed(finished / "frames.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_run_goes_on(tmp_path, workers, capsys):
     command = [sys.executable, "-m", "benchmarks", "run", "--method", "window", "--out", str(tmp_path), *SMALL]

@@ -119,6 +119,7 @@ def test_verdicts_compare_with_the_largest_change_of_the_object():
     assert scorers.numbers(rows)[-1] == "| some | 0.20 ± 0.10 | 0.40 | 0.80 ± 0.10 | 0.010 |"
 
 
+@pytest.mark.slow
 def test_react_and_write_can_run_again(tmp_path, monkeypatch):
     changes = {change: CHANGES[change] for change in ("motion", "noise")}
     monkeypatch.setattr(reaction, "CHANGES", changes)

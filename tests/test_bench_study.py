@@ -63,6 +63,7 @@ def test_a_winner_is_the_best_of_its_family_and_of_equals_the_one_that_keeps_few
     }
 
 
+@pytest.mark.slow
 def test_winners_are_chosen_on_development_clips_and_shown_on_others(studied):
     dev, test = load_groups(studied[0] / "results")
     assert (dev.config["split"], test.config["split"]) == ("dev", "test")
@@ -78,6 +79,7 @@ def test_winners_are_chosen_on_development_clips_and_shown_on_others(studied):
     assert all("beside_stock" in r.metrics["time"] for r in test.results)
 
 
+@pytest.mark.slow
 def test_the_tables_say_what_the_results_say(studied):
     root, arguments = studied
     text = (root / "results/README.md").read_text()
@@ -100,6 +102,7 @@ def test_the_tables_say_what_the_results_say(studied):
     assert (root / "results/README.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_results_can_be_reported_and_keep_no_path(studied, tmp_path):
     folder = studied[0] / "results"
     assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
@@ -117,6 +120,7 @@ def test_bad_input_is_a_sentence(tmp_path, capsys):
     assert "holds no finished run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_study(studied, tmp_path, capsys):
     root, arguments = studied
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -136,6 +140,7 @@ def _longer(found):
     return found[0].replace("14", "20")
 
 
+@pytest.mark.slow
 def test_without_clips_of_a_change_it_is_said(studied):
     groups = [
         Group(g.config, [Result(None, {**r.metrics, "sequences": _of_occlusion(r)}) for r in g.results])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ from conftest import make_predictor
 from sessions import assert_equal, run
 
 import sam2_keyframe as sk
-from sam2_keyframe.bank.consolidated import LEAST, LongTerm
-from sam2_keyframe.patches.frames import KEY, Frames
-from sam2_keyframe.patches.sam2 import closest
+from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.bank.reading import closest
+from sam2_keyframe.bank.store import LEAST, LongTerm
+from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.rules.motion import Track
 
 
@@ -143,7 +146,8 @@ def test_motion_may_choose_another_mask(predictor: Any, clip_folder: Any, clip: 
         for t, _, _ in predictor.propagate_in_video(state, max_frame_num_to_track=5):
             if t:
                 kept = state["output_dict_per_obj"][0]["non_cond_frame_outputs"][t]["pred_masks"][0, 0]
-                assert torch.equal(kept > 0, worst[-1] > 0)
+                full = torch.nn.functional.interpolate(kept[None, None], scale_factor=4, mode="bilinear")
+                assert torch.equal(full[0, 0] > 0, worst[-1] > 0), "motion sees masks as the memory encoder does"
     assert not predictor.sam_mask_decoder._forward_hooks
 
 
@@ -250,3 +254,32 @@ def test_significance_score_obj_ptr_above_threshold(predictor: Any, clip_folder:
             assert count == tokens * (1 + sum(moved[t] > above for t in window))
         assert min(read) == tokens  # the prompt's
     assert max(read) == tokens
+
+
+def test_an_anchor_is_remembered_as_a_prompted_frame_is(predictor: Any, clip_folder: Any, clip: Any) -> None:
+    """DAM4SAM encodes an anchor's memory again with its mask binarised; a frame that is none keeps its own."""
+    soft: dict[int, torch.Tensor] = {}
+    hard: dict[int, torch.Tensor] = {}
+    model = type(predictor)
+
+    def encode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = model._encode_new_memory(self, *args, **kwargs)
+        (hard if kwargs["is_mask_from_pts"] else soft)[len(seen)] = out[0].clone()
+        return out
+
+    seen: list[int] = []
+    predictor._encode_new_memory = types.MethodType(encode, predictor)
+    anchors = dataclasses.replace(sk.make_method("dam4sam"), gate=sk.Always(), keep=sk.EveryNth(4), evict=sk.Oldest())
+    with sk.wrap(predictor, anchors):
+        state = predictor.init_state(str(clip_folder))
+        predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        for t, _, _ in predictor.propagate_in_video(state, max_frame_num_to_track=12):
+            seen.append(t)
+        bank = state["output_dict_per_obj"][0][KEY]
+        bank.settle()
+        held = bank.selection.keyframes()
+        assert held == [4, 8, 12]
+        for t in (4, 8, 10, 12):
+            features = bank.store.entry(t)["maskmem_features"]
+            assert torch.equal(features, (hard if t in held else soft)[t].bfloat16())
+            assert not torch.equal(hard[t], soft[t])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sam2_keyframe.bank import compression, packing
+from sam2_keyframe.bank import compression
 from sam2_keyframe.bank.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
 
 ALL = [
@@ -235,7 +235,7 @@ def test_autocast_would_change_pca(monkeypatch):
     """Negative control of the test above."""
     import contextlib
 
-    monkeypatch.setattr(packing, "full_precision", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(compression, "full_precision", lambda device: contextlib.nullcontext())
     x = torch.randn(1, 16, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = PCA(4).restore(PCA(4).compress(x))

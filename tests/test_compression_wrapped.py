@@ -11,8 +11,8 @@ from sessions import SESSIONS, run
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention.maths import Pool, SalientTokens
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.compression import PCA, Chain, Downsample, Int8
-from sam2_keyframe.patches.frames import KEY
 
 PACKED: dict[str, Any] = {
     "gate": sk.Always(), "keep": sk.EveryNth(2), "compressor": Chain(PCA(0.25), Int8()),
@@ -50,6 +50,7 @@ def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, c
     assert (max(saved) > 0) == (codec != sk.Offload())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [{"capacity": 5}, {"capacity": 1}, {"capacity": 2, "minor": 1}], ids=str)
 @pytest.mark.parametrize("session", SESSIONS)
 def test_a_codec_that_loses_nothing_changes_no_mask(
@@ -89,7 +90,7 @@ def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_f
     scheme = SalientTokens(0.1) if session in ("correction", "both_ways", "offloaded_state") else Pool(2)
 
     def bounded(part: int) -> None:
-        for bank in handle._patch.banks:
+        for bank in handle._host.banks:
             assert len(bank.store.payloads) <= 5 + len(bank.selection.corrected)
 
     with sk.wrap(model, "keyframe", attend=scheme, **PACKED) as handle:

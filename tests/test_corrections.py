@@ -10,7 +10,7 @@ import torch
 from conftest import make_predictor
 
 import sam2_keyframe as sk
-from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.bank.bank import KEY
 
 
 def _start(predictor: Any, folder: Any, clip: Any, last: int) -> Any:

@@ -231,6 +231,7 @@ def test_synthetic():
     assert not set(dataset.names) & set(Synthetic("test", dataset.challenges).names)
 
 
+@pytest.mark.slow
 def test_generated_objects_that_are_never_scored_are_left_out():
     video = Synthetic("dev", ("static",), clips=1, frames=6, size=64, objects=50).open("static-10000")
     assert len(video.tracks) < 50  # the others are hidden behind these, one of them until the last frame

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_predictor
+from plans import chosen, replanned
 from sessions import SESSIONS, assert_equal, assert_lively, run
 
 import sam2_keyframe as sk
@@ -138,8 +139,8 @@ def test_a_fault_in_the_view_shows(
     """Negative control: were the view wrong in any one point, the tests above would fail."""
     view = patch.memory_view
 
-    def faulty(memories: Any, pointers: Any, *rest: Any) -> Any:
-        return view(*fault(memories, pointers), *rest)
+    def faulty(reading: Any, *rest: Any) -> Any:
+        return view(replanned(reading, *fault(chosen(reading), reading.pointers)), *rest)
 
     monkeypatch.setattr(patch, "memory_view", faulty)
     sk.wrap(predictor, "stock")
@@ -152,10 +153,10 @@ def test_a_shifted_pointer_shows(
 ) -> None:
     view = patch.memory_view
 
-    def faulty(memories: Any, pointers: Any, cond: Any, non_cond: Any, *rest: Any) -> Any:
+    def faulty(reading: Any, non_cond: Any, *rest: Any) -> Any:
         shifted = {t: {**e, "obj_ptr": non_cond.get(t - 1, e)["obj_ptr"]} for t, e in non_cond.items()}
-        memories = [type(m)(m.frame_idx, shifted[m.frame_idx], m.code) for m in memories]
-        return view(memories, pointers, cond, shifted, *rest)
+        memories = [type(m)(m.frame_idx, shifted[m.frame_idx], m.code) for m in chosen(reading)]
+        return view(replanned(reading, memories), shifted, *rest)
 
     monkeypatch.setattr(patch, "memory_view", faulty)
     sk.wrap(predictor, "stock")

@@ -13,6 +13,8 @@ from benchmarks.studies import long_video
 from sam2_keyframe.bank import decisions as selection
 from sam2_keyframe.bank import statistics as stats
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:

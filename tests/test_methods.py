@@ -11,7 +11,7 @@ from conftest import make_predictor, write_frames
 from sessions import run
 
 import sam2_keyframe as sk
-from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.rules.filters import as_filter
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.types import KeyframeFilter
@@ -106,7 +106,7 @@ def _bound(method: sk.KeyframeMemory) -> int:
     return max(window, kept) if isinstance(method.fill, bool) else window + kept
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
     method = SETTINGS[name]

@@ -142,6 +142,7 @@ def names():
     assert decode_threads() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_first_cell_takes_official_weights_and_the_users_video(name, names, checkpoint, tmp_path):
     first = switched(code(read(name))[0].source)
@@ -154,6 +155,7 @@ def test_the_first_cell_takes_official_weights_and_the_users_video(name, names, 
     assert (predictor.image_size, predictor.hidden_dim) == (1024, 256)  # tiny, not micro
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_on_the_users_video_and_then_on_another(name, names, tmp_path, monkeypatch):
     pytest.importorskip("ipywidgets")
@@ -169,6 +171,7 @@ def test_runs_on_the_users_video_and_then_on_another(name, names, tmp_path, monk
     assert ("OUT" in names) == ("bench-out" in "".join(cells))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient")

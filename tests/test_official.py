@@ -68,9 +68,9 @@ def test_the_compiled_predictor(clip_folder: Any, clip: Any, monkeypatch: pytest
 
 def test_host_contract(official: Any) -> None:
     """The private names that the patch relies on; a new host release should fail here first, with a sentence."""
-    from sam2_keyframe.patches.sam2 import REQUIRED, Sam2Patch
+    from sam2_keyframe.patches.sam2 import REQUIRED, Sam2
 
-    assert Sam2Patch.refuses(official) is None
+    assert Sam2.refuses(official) is None
     for name in REQUIRED:
         method: Callable[..., Any] = getattr(official, name)
         assert callable(method), name

@@ -14,7 +14,7 @@ from sam2.modeling.sam.transformer import RoPEAttention
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention.maths import Foveated, Pool
-from sam2_keyframe.patches.frames import KEY
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.replay import record, replay
 from sam2_keyframe.scorers import FrameDifference, MaskIoU, OpticalFlow
 from sam2_keyframe.synthetic import make_clip

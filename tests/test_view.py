@@ -10,6 +10,7 @@ import torch
 from conftest import make_predictor
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import chosen, replanned, whole_reading
 from sessions import assert_equal, run
 
 import sam2_keyframe as sk
@@ -86,9 +87,10 @@ def test_the_view_shows_what_was_chosen(model: Any, data: st.DataObject, reverse
     cond = {0: _entry(0), 99: _entry(99)}
     memories = [Memory(f, non_cond[f], c, prompt_like and c == 6) for f, c in zip(frames, codes, strict=True)]
     tpos = torch.randn(7, 1, 1, 32)
-    view, anchors = memory_view(memories, pointers, cond, non_cond, moment, tpos)
+    reading = whole_reading(memories, pointers, cond, moment)
+    view = memory_view(reading, non_cond, tpos)
     shown, prompts = view["non_cond_frame_outputs"], view["cond_frame_outputs"]
-    assert len(prompts) == 2 + anchors
+    assert len(prompts) == 2 + len(reading.anchors)
 
     read = []
     for index, entry in prompts.items():
@@ -118,14 +120,15 @@ def test_the_anchor_route_equals_the_slots(
     """Every memory by the anchor route, its code corrected: the same masks as stock up to rounding."""
     stock = run(predictor, session, clip_folder, clip)
 
-    def anchored(memories: Any, pointers: Any, cond: Any, non_cond: Any, moment: Any, tpos: Any) -> Any:
+    def anchored(reading: Any, non_cond: Any, tpos: Any) -> Any:
         moved = []
-        for memory in memories:  # without its pointer in the window, a memory can only go in as an anchor
-            view, anchors = memory_view([memory], {}, cond, non_cond, moment, tpos)
-            assert anchors == 1
-            (entry,) = [e for index, e in view["cond_frame_outputs"].items() if index not in cond]
-            moved.append(Memory(memory.frame_idx, entry, moment.slots))
-        return memory_view(moved, pointers, cond, non_cond, moment, tpos)
+        for memory in chosen(reading):  # without its pointer in the window, a memory can only go in as an anchor
+            alone = replanned(reading, [memory], {})
+            assert len(alone.anchors) == 1
+            shown = memory_view(alone, non_cond, tpos)["cond_frame_outputs"]
+            (entry,) = [e for index, e in shown.items() if index not in reading.prompts]
+            moved.append(Memory(memory.frame_idx, entry, reading.moment.slots))
+        return memory_view(replanned(reading, moved), non_cond, tpos)
 
     monkeypatch.setattr(patch, "memory_view", anchored)
     sk.wrap(predictor, "stock")

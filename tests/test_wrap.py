@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -145,14 +144,6 @@ def test_the_handle_prints_what_runs(predictor: Any, clip_folder: Any, clip: Any
     assert states
 
 
-def test_a_wrapped_predictor_is_not_copied(predictor: Any) -> None:
-    """Its copy would run the original."""
-    with sk.wrap(predictor), pytest.raises(RuntimeError, match="would run the original"):
-        copy.deepcopy(predictor)
-    assert "__deepcopy__" not in vars(predictor)
-    assert vars(copy.deepcopy(predictor)).keys() == vars(predictor).keys()
-
-
 @pytest.mark.parametrize(
     ("predictor_like", "message"),
     [(torch.nn.Linear(2, 2), "not a SAM 2 video predictor"), ("sam2", "Supported: facebookresearch")],
@@ -194,18 +185,10 @@ def test_a_state_dict_is_untouched(predictor: Any) -> None:
     assert predictor.state_dict().keys() == keys
 
 
-def test_errors_of_sam2_stay_its_own(predictor: Any, clip_folder: Any, clip: Any) -> None:
-    """An object prompted later than another is tracked from the first prompt on, which SAM 2 cannot do in float32."""
-
-    def track(predictor: Any) -> None:
-        state = predictor.init_state(str(clip_folder))
-        for frame_idx, obj_id in ((0, 1), (5, 2)):
-            predictor.add_new_mask(state, frame_idx, obj_id, torch.from_numpy(clip.masks[0] == 1))
-        for _ in predictor.propagate_in_video(state, max_frame_num_to_track=3):
-            pass
-
+def test_errors_of_sam2_stay_its_own(predictor: Any, clip_folder: Any) -> None:
+    """SAM 2 says what is missing; wrapped, it says the same."""
     for method in (None, "stock", "window", "keyframe"):
         if method:
             sk.wrap(predictor, method)
-        with pytest.raises(RuntimeError, match="same dtype"):
-            track(predictor)
+        with pytest.raises(RuntimeError, match="No input points or masks are provided for any object"):
+            next(predictor.propagate_in_video(predictor.init_state(str(clip_folder))))

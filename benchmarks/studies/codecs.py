@@ -27,8 +27,9 @@ from benchmarks.results import write_json
 from benchmarks.tables import markdown
 from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, TokenLayout, Whole
 from sam2_keyframe.bank.compression import PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
+from sam2_keyframe.bank.reading import plan_layout
 from sam2_keyframe.micro import load_micro_predictor
-from sam2_keyframe.patches.attention import AttentionHook, read_layout
+from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.types import Memory, Moment
 from sam2_keyframe.video.source import init_state
@@ -90,11 +91,12 @@ class Reads:
 
     def layout(self, scheme: Any, held: list[int], frame_idx: int, output_dict: Mapping[str, Any]) -> Any:
         """Return how a scheme lays out what is read on a frame."""
-        memories = [Memory(t, output_dict["non_cond_frame_outputs"][t], frame_idx - t - 1) for t in held]
+        tracked, prompted = (output_dict[f"{kind}_frame_outputs"] for kind in ("non_cond", "cond"))
         moment = Moment(frame_idx, reverse=False, slots=6, pointers=15)
-        prompts, side = list(output_dict["cond_frame_outputs"]), self.predictor.image_size // 16
-        place = (side, side), self.plans[scheme], self.predictor.device
-        return read_layout(scheme, output_dict, prompts, memories, moment, *place)
+        spatial = [(t, entry, None) for t, entry in prompted.items()]
+        spatial += [(t, tracked[t], Memory(t, tracked[t], frame_idx - t - 1)) for t in held]  # the newest last
+        side = self.predictor.image_size // 16
+        return plan_layout(scheme, spatial, moment, (side, side), self.plans[scheme], self.predictor.device)
 
     def through(self, codec: Any, t: int, entry: Mapping[str, Any]) -> Tensor:
         """Return a frame's features after the codec; compressed once, in the order of the video."""

@@ -66,10 +66,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from sam2_keyframe import __version__
     from sam2_keyframe.app.models import CHOICES, default_device
     from sam2_keyframe.app.replay_command import add_parser
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="track | replay | demo | list")
     run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
     run.set_defaults(run=_track)

@@ -6,21 +6,30 @@ checks the store against the host before every read, and lets go what the method
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_keyframe.bank.codes import assign_codes
-from sam2_keyframe.bank.consolidated import LongTerm
-from sam2_keyframe.bank.decisions import Selection
-from sam2_keyframe.bank.pending import Pending
-from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, baselines, entry_nbytes, has_memory
-from sam2_keyframe.bank.store import Entry, Store
+from sam2_keyframe.bank.decisions import Pending, Selection
+from sam2_keyframe.bank.reading import Geometry, Reading, allowed_prompts, assign_codes, closest, plan_reading
+from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, baselines, has_memory
+from sam2_keyframe.bank.store import Entry, LongTerm, Store
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.rules.motion import Track
 from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
+
+KEY = "_keyframe"
+"""Under which a bank lies beside its object's frames, and what all objects share in the host's state."""
+
+RELEASED = "released"
+"""Owner of a bank whose wrapping was undone."""
 
 
 class MemoryBank:
@@ -46,6 +55,15 @@ class MemoryBank:
         self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
         self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
         self.evicted: list[int] = []
+        self.as_prompted: Tensor | None = (
+            None  # the frame observed last, encoded as a prompted one, until it is decided
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and saved with the host's state: nothing is on its way, and no wrapping owns it."""
+        self.settle()
+        self.store.land()
+        return {**vars(self), "owner": RELEASED if self.owner is RELEASED else None}
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -58,20 +76,24 @@ class MemoryBank:
                 self.track.reset()
         self.selection.begin(moment)
 
-    def memories(
+    def plan(
         self,
         cond: Mapping[int, Entry],
         moment: Moment,
-        prompts: int,
+        geometry: Geometry,
+        grid: tuple[int, int],
+        device: torch.device,
         image_embed: Tensor | None = None,
         tracking: bool = True,
-    ) -> tuple[list[Memory], dict[int, int]]:
-        """Return the memories to attend to, and the frames whose pointers are read, besides the prompted frames.
+    ) -> Reading:
+        """Return what is to be read at a frame, once the frame before is decided.
 
         Args:
             cond: The host's prompted frames.
             moment: The frame to be tracked.
-            prompts: How many of them are attended to.
+            geometry: How far the model reads.
+            grid: (h, w) of a spatial memory.
+            device: Where attention runs.
             image_embed: (1, C, H/16, W/16) features of the frame to be tracked.
             tracking: Whether the frame is tracked; False where SAM 2 infers a click, which moves nothing.
         """
@@ -79,11 +101,15 @@ class MemoryBank:
         self.reconcile(cond)
         if tracking:
             self._age(moment)
-        chosen = self._choose(moment, prompts, image_embed)
+        prompts = allowed_prompts(cond, self.method.conditioning, moment)
+        read = closest(moment.frame_idx, prompts, geometry.prompts)
+        memories = self._choose(moment, len(read), image_embed)
         prompted = any(moment.distance(idx) >= 0 for idx in cond)
         pointers = self.selection.pointers(moment, self.non_cond.keys(), prompted)
-        own = {memory.frame_idx for memory in chosen if memory.pointer}
-        return chosen, {place: idx for place, idx in pointers.items() if idx not in own}
+        own = {memory.frame_idx for memory in memories if memory.pointer}
+        pointers = {place: idx for place, idx in pointers.items() if idx not in own}
+        attend, plans = self.method.attend, self.store.plans
+        return plan_reading(memories, pointers, prompts, read, moment, geometry, grid, attend, plans, device)
 
     def reconcile(self, cond: Mapping[int, Entry]) -> None:
         """Follow the host: an entry it replaced is new, one it prompted or dropped is forgotten."""
@@ -152,6 +178,9 @@ class MemoryBank:
             return
         record, kept = self.selection.decide(pending)
         self.stats.keyframes += kept
+        if kept and self.as_prompted is not None and self.store.usable(record.frame_idx):
+            self.store.entries[record.frame_idx]["maskmem_features"] = self.as_prompted
+        self.as_prompted = None
         row = self.stats.last
         if row is not None and row.frame_idx == record.frame_idx:
             row.scores, row.significance, row.keyframe = record.scores, record.significance, kept
@@ -234,16 +263,16 @@ class MemoryBank:
         grid = self.method.grid(moment)
         if grid.stride > 1 and self.method.fill is True:
             on_grid = [idx for idx in self.store.entries if idx % grid.stride == 0]
-            wanted |= {idx for idx in on_grid if 0 < moment.distance(idx) <= grid.reach}
+            wanted |= set(on_grid) & set(moment.behind(grid.reach))
         trusted = set(self.selection.trusted)
+        pointing, in_reach = moment.behind(moment.pointers), moment.behind(moment.reach)
         for frame_idx, entry in list(self.store.entries.items()):
-            distance = moment.distance(frame_idx)
-            near = 0 < distance <= moment.pointers or frame_idx in trusted
+            near = frame_idx in pointing or frame_idx in trusted
             if self.method.retain == "all":
                 if frame_idx not in wanted and not near:
                     del self.store.entries[frame_idx]
                 continue
-            if not 0 < distance <= moment.reach:
+            if frame_idx not in in_reach:
                 self.store.move_masks(frame_idx, entry)
             if frame_idx in wanted:
                 continue
@@ -254,39 +283,183 @@ class MemoryBank:
         self.store.drop_plans(but=lambda idx: idx in wanted or idx not in self.non_cond)  # prompts stay
         self.selection.trim(moment)
 
+    def tells_of(self, non_cond: Mapping[int, Entry]) -> bool:
+        """Return whether all tracked frames that the host holds were tracked with this bank."""
+        first, last = self.span or (0, -1)
+        return all(first <= frame_idx <= last or frame_idx in self.selection.corrected for frame_idx in non_cond)
+
     # -- what it takes ------------------------------------------------------------------------------------------
 
     def account(
-        self,
-        cond: Mapping[int, Entry],
-        read: Collection[int],
-        moment: Moment,
-        attended: tuple[int, ...],
-        tokens: int,
-        milliseconds: float,
+        self, cond: Mapping[int, Entry], alone: Collection[int], moment: Moment, reading: Reading | None, since: float
     ) -> None:
-        """Add the row of the frame just tracked to the statistics; of `cond`, SAM 2 alone would have read `read`."""
-        entry, device = self.store.entries[moment.frame_idx], self.store.entries[moment.frame_idx]["obj_ptr"].device
+        """Add the row of the frame just tracked to the statistics.
+
+        Args:
+            cond: The host's prompted frames.
+            alone: Those of them that SAM 2 alone would have attended to.
+            moment: The frame.
+            reading: What was read; None where nothing was.
+            since: `time.perf_counter()` when its tracking began; NaN where no time was taken.
+        """
+        entry = self.store.entries[moment.frame_idx]
+        device: torch.device = entry["obj_ptr"].device
         first, last = self.span or (moment.frame_idx, moment.frame_idx)
-        first, last = self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
-        stock, window = baselines(entry, self.span, cond, read, moment)
-        stored = len(self.non_cond) + (moment.frame_idx not in self.non_cond)  # the host has yet to store this one
-        nbytes, host_nbytes = (sum(entry_nbytes(e, device, host) for e in cond.values()) for host in (False, True))
-        if self.method.retain == "all":
-            frames = stored
-            nbytes += stored * entry_nbytes(entry, device)
-            host_nbytes += stored * entry_nbytes(entry, device, elsewhere=True)
-        else:
-            frames = sum(map(self.store.usable, self.store.entries))
-            nbytes += self.store.nbytes(device)
-            host_nbytes += self.store.nbytes(device, elsewhere=True)
-            left = stored - len(self.store.entries)
-            host_nbytes += (left + len(self.store.moved)) * entry["pred_masks"].nbytes
-            host_nbytes += left * (entry["obj_ptr"].nbytes + entry["object_score_logits"].nbytes)
+        self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
+        stock, window = baselines(entry, self.span, cond, alone, moment)
+        frames, nbytes, host_nbytes = self.store.takes(entry, cond, moment.frame_idx, device)
         kept = self.store.tensors() + self.long_term.tensors()
+        kept += [] if self.as_prompted is None else [self.as_prompted]
         kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
-        unique = {id(t): t for t in kept}.values()
-        nbytes += sum(t.nbytes for t in unique if t.device == device)
-        host_nbytes += sum(t.nbytes for t in unique if t.device != device)
-        memory = Occupancy(frames + len(self.long_term) + len(cond), nbytes, tokens)
+        for tensor in {id(t): t for t in kept}.values():
+            if tensor.device == device:
+                nbytes += tensor.nbytes
+            else:
+                host_nbytes += tensor.nbytes
+        attended, tokens = (reading.attended, reading.tokens) if reading is not None else ((), 0)
+        memory = Occupancy(frames + len(self.long_term), nbytes, tokens)
+        milliseconds = 1000 * (time.perf_counter() - since)
         self.stats.add(FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes))
+
+
+@dataclass(slots=True)
+class Tracking:
+    """One object on one frame while the host tracks it: what its wrappers learn, and what is done with it.
+
+    A host makes it with `Tracking.begin` before it tracks the frame, asks it for the `plan` of the read, and hands the
+    result to `finish`.
+
+    Attributes:
+        bank: The object's memory.
+        cond: The host's prompted frames of it.
+        moment: The frame.
+        geometry: How far the model reads.
+        began: `time.perf_counter()` when tracking began; NaN where no time is taken.
+        reading: What was read.
+        encoded: The frame's output as the model returned it, on its device.
+        candidates: (1, K, H/4, W/4) the decoder's candidate masks and (1, K) predicted IoUs.
+        measured: Scores that are known before the frame is measured.
+        as_prompted: The frame's memory features encoded as a prompted frame's are, where the method asks for that.
+    """
+
+    bank: MemoryBank
+    cond: Mapping[int, Entry]
+    moment: Moment
+    geometry: Geometry
+    began: float
+    reading: Reading | None = None
+    encoded: Mapping[str, object] | None = None
+    candidates: tuple[Tensor, Tensor] | None = None
+    measured: dict[str, Tensor] = field(default_factory=dict)
+    as_prompted: Tensor | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        bank: MemoryBank,
+        cond: Mapping[int, Entry],
+        moment: Moment,
+        geometry: Geometry,
+        began: float | None = None,
+    ) -> Tracking:
+        """Take up tracking of a frame; `began` is now, unless it is given."""
+        began = time.perf_counter() if began is None else began
+        bank.begin(moment)
+        return cls(bank, cond, moment, geometry, began)
+
+    def plan(self, grid: tuple[int, int], device: torch.device, image_embed: Tensor | None = None) -> Reading:
+        """Return what is to be read; see `MemoryBank.plan`."""
+        self.reading = self.bank.plan(self.cond, self.moment, self.geometry, grid, device, image_embed)
+        return self.reading
+
+    def choose(self, masks: Tensor, ious: Tensor, score: Tensor) -> Tensor:
+        """Take note of the decoder's candidates; return the ranking, (1, K), of which the host takes the highest.
+
+        Where the method chooses masks by motion, that is another than the decoder's own estimates.
+
+        Args:
+            masks: (1, K, H/4, W/4) candidates.
+            ious: (1, K) estimates.
+            score: (1, 1) object score.
+        """
+        self.candidates = masks, ious
+        track = self.bank.track
+        if track is None:
+            return ious
+        if ious.shape[1] == 1:
+            self.measured["kalman_overlap"] = ious.new_full((), float("nan"))
+            return ious
+        # At the resolution at which SAM 2 hands masks to its memory encoder, as SAMURAI measures boxes.
+        full = F.interpolate(masks.float(), scale_factor=4, mode="bilinear")
+        visible = torch.where(score[..., None, None] > 0, full, -1.0)
+        ranking, self.measured["kalman_overlap"] = track.choose(visible, ious)
+        self.measured["predicted_iou"] = ious[0].gather(0, ranking[0].argmax()[None])[0]
+        return ranking  # in float32, where no two are rounded to one
+
+    def finish(self, entry: Entry, frame: TrackedFrame | None) -> None:
+        """Take in the tracked frame, let go what the next one does not need, and add its row.
+
+        Args:
+            entry: What the host stores of it.
+            frame: What scorers look at; None where the method measures nothing.
+        """
+        bank, moment, reading = self.bank, self.moment, self.reading
+        if frame is not None:
+            frame.measured.update(self.measured)
+        bank.observe(entry, frame, moment, self.cond)
+        if self.as_prompted is not None:
+            bank.as_prompted = self.as_prompted.to(entry["maskmem_features"])
+        bank.trim(moment.then())
+        if reading is not None and reading.prompts is self.cond:
+            alone = reading.read
+        else:
+            alone = closest(moment.frame_idx, self.cond, self.geometry.prompts)
+        bank.account(self.cond, alone, moment, reading, self.began)
+
+
+class Banks:
+    """The memory banks of one wrapping: one an object, each kept where the host keeps that object's state.
+
+    Args:
+        method: The method.
+    """
+
+    def __init__(self, method: KeyframeMemory) -> None:
+        self.method = method
+        self._all: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
+        self._owner = object()  # a bank that held the patch would keep the model alive
+
+    def __iter__(self) -> Iterator[MemoryBank]:
+        return iter(self._all)
+
+    def get(
+        self,
+        place: MutableMapping[str, Any],
+        non_cond: MutableMapping[int, Entry],
+        adopt: Callable[[MemoryBank], None] = lambda bank: None,
+    ) -> MemoryBank:
+        """Return an object's bank, made at its first use.
+
+        Args:
+            place: Where it lies, under `KEY`.
+            non_cond: The host's dict of tracked frames.
+            adopt: Called with a new bank, to take in frames that were prompted before.
+        """
+        bank = place.get(KEY)
+        if isinstance(bank, MemoryBank) and bank.non_cond is non_cond:
+            if bank.owner is self._owner:
+                return bank
+            if bank.owner is None and bank.method == self.method and bank.tells_of(non_cond):
+                bank.owner = self._owner  # of a state that was copied or saved in the middle of a video
+                self._all.add(bank)
+                return bank
+        bank = place[KEY] = MemoryBank(self.method, self._owner, non_cond)
+        self._all.add(bank)
+        adopt(bank)
+        return bank
+
+    def release(self, device: torch.device) -> None:
+        """Hand SAM 2 back what it can read by itself; no other wrapping goes on with these banks."""
+        for bank in self._all:
+            bank.store.release(device)
+            bank.owner = RELEASED

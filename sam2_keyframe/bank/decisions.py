@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sam2_keyframe.bank.holdings import Decision, Holdings
-from sam2_keyframe.bank.pending import Pending
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.rules.eviction import RollingBuffer
+from sam2_keyframe.rules.eviction import Oldest, RollingBuffer
 from sam2_keyframe.rules.filters import as_filter
 from sam2_keyframe.scorers import ObjectScore, PredictedIoU
 from sam2_keyframe.types import (
@@ -34,14 +33,109 @@ QUALITY = (PredictedIoU(), ObjectScore())
 """Measured on every frame that is measured at all."""
 
 
-class Selection(Holdings):
-    """One object's choices under one method.
+SPARE = 2
+"""Frames that a filtered fill holds beyond its slots, for those that become keyframes."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """What was decided about a frame.
+
+    Attributes:
+        trusted: Whether it passed the gate.
+        kept: Whether it became a keyframe.
+        points: Whether its pointer may be read.
+    """
+
+    trusted: bool = False
+    kept: bool = False
+    points: bool = True
+
+
+@dataclass(slots=True)
+class Pending:
+    """A frame whose numbers are on their way to the host.
+
+    Attributes:
+        record: What is known of it without them.
+        prompted: Whether a prompted frame lies in its past, so that it may become a keyframe at all.
+        reference: What describes it.
+        candidates: Frames of which the device chose some to attend to.
+        attended: Which of them, (k,) positions among `candidates`.
+        chosen: Those frames, once the numbers were read.
+    """
+
+    record: FrameRecord
+    prompted: bool
+    reference: Reference | None = None
+    candidates: Sequence[int] = ()
+    attended: Tensor | None = None
+    chosen: tuple[int, ...] = ()
+    _names: tuple[str, ...] = ()
+    _related: Sequence[int] = ()
+    _numbers: Tensor | None = None
+    _event: torch.cuda.Event | None = None
+
+    @property
+    def frame_idx(self) -> int:
+        """Index of the frame."""
+        return self.record.frame_idx
+
+    def send(self, measured: Mapping[str, Tensor], similarity: Tensor | None, related: Sequence[int]) -> None:
+        """Start the one copy of a frame and object to the host without waiting for it.
+
+        Only CUDA copies beside other work, into memory that torch pins; elsewhere the numbers are read where they are.
+
+        Args:
+            measured: 0-dim scores by name.
+            similarity: (len(related),) to the memories held, or None.
+            related: Their frames.
+        """
+        self._names = tuple(measured)
+        self._related = () if similarity is None else related
+        parts = [torch.stack([value.float() for value in measured.values()]), similarity, self.attended]
+        numbers = torch.cat([part.float() for part in parts if part is not None])
+        if numbers.is_cuda:
+            numbers = numbers.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        self._numbers = numbers
+
+    def read(self, significance: str | None) -> FrameRecord:
+        """Return the record with its numbers: the one host read a frame and object.
+
+        Args:
+            significance: Name of the method's own score.
+        """
+        if self._numbers is None:
+            return self.record
+        if self._event is not None:
+            self._event.synchronize()
+        numbers = self._numbers.tolist()
+        scores = dict(zip(self._names, numbers, strict=False))
+        rest = numbers[len(scores) :]
+        similarity = dict(zip(self._related, rest, strict=False))
+        self.chosen = tuple(self.candidates[int(i)] for i in rest[len(similarity) :])
+        value = self.record.significance if significance is None else scores[significance]
+        return replace(self.record, significance=value, scores=scores, similarity=similarity)
+
+
+class Selection:
+    """One object's choices under one method: what its memory holds, and what of it is read at a frame.
 
     Args:
         method: The choices.
         usable: Whether a frame's spatial memory is at hand.
 
     Attributes:
+        history: What scorers and filters may know of the past.
+        buffer: The keyframes that left the recent frames.
+        minor: Trustworthy frames that are no keyframes, where the method keeps some.
+        ageing: Frames to be held that are still recent, each with the buffer it will enter.
+        corrected: Frames that the user corrected, where the method protects them.
+        decided: Frames in reach of a pointer: their record and what was decided.
+        window: Frames that a filtered fill reads, oldest first.
+        trusted: Frames whose pointers are read by rank, oldest first.
         prompts: What describes the prompted frames.
         references: What describes the corrected frames and, where something compares with all of them, those held.
         compares_all: Whether something compares with every frame held.
@@ -50,7 +144,16 @@ class Selection(Holdings):
     """
 
     def __init__(self, method: KeyframeMemory, usable: Callable[[int], bool] = lambda frame_idx: True) -> None:
-        super().__init__(method, usable)
+        self.method = method
+        self.usable = usable
+        self.history = History(records=deque(maxlen=RECORDS))
+        self.buffer = RollingBuffer(method.capacity, method.evict)
+        self.minor = RollingBuffer(method.minor, Oldest())
+        self.ageing: dict[int, tuple[FrameRecord, RollingBuffer]] = {}
+        self.corrected: dict[int, FrameRecord] = {}
+        self.decided: dict[int, tuple[FrameRecord, Decision]] = {}
+        self.window: list[int] = []
+        self.trusted: list[int] = []
         self.keep = as_filter(method.keep)
         self.prompts: dict[int, Reference] = {}
         self.references: dict[int, Reference] = {}
@@ -59,10 +162,47 @@ class Selection(Holdings):
         self.compares_all = method.relation is not None or method.select.on_device
         self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in method.scorers())
 
+    # -- what comes and goes ------------------------------------------------------------------------------------
+
+    def held(self) -> list[int]:
+        """Return the frames held: corrected ones, keyframes and minor ones, those still ageing included."""
+        return self._in(self.buffer, self.minor)
+
+    def keyframes(self) -> list[int]:
+        """Return the keyframes held, corrected frames and those still ageing included."""
+        return self._in(self.buffer)
+
+    def _in(self, *buffers: RollingBuffer) -> list[int]:
+        buffered = [record.frame_idx for buffer in buffers for record in buffer]
+        return [*self.corrected, *buffered, *(idx for idx, (_, buffer) in self.ageing.items() if buffer in buffers)]
+
+    def slide(self, frame_idx: int, slots: int) -> None:
+        """Let a frame into the filtered fill: the newest of them always, older ones where they lie on the grid."""
+        stride = self.method.stride or 1
+        if self.window and self.window[-1] % stride:
+            self.window.pop()
+        self.window.append(frame_idx)
+        del self.window[: -slots - SPARE]
+
+    def trust(self, frame_idx: int, last: Moment) -> None:
+        """Let a frame's pointer be read by rank."""
+        if self.method.pointers == "ranked":
+            self.trusted = sorted({*self.trusted, frame_idx}, key=last.distance, reverse=True)[-last.pointers :]
+
     def forget(self, frame_idx: int) -> None:
         """Forget a frame that was replaced, dropped, or will be tracked again."""
-        super().forget(frame_idx)
-        self.references.pop(frame_idx, None)
+        for buffer in (self.buffer, self.minor):
+            buffer.discard(frame_idx)
+        for frames in (self.window, self.trusted):
+            if frame_idx in frames:
+                frames.remove(frame_idx)
+        for known in (self.ageing, self.corrected, self.decided, self.references):
+            known.pop(frame_idx, None)
+
+    def trim(self, moment: Moment) -> None:
+        """Forget the records that no pointer rule will ask for."""
+        near = moment.behind(moment.pointers)
+        self.decided = {idx: seen for idx, seen in self.decided.items() if idx in near}
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -273,3 +413,75 @@ class Selection(Holdings):
         """Return every reference that is kept, for the account of bytes."""
         single = (self.history.keyframe, self.history.previous, pending.reference if pending else None)
         return [*self.prompts.values(), *self.references.values(), *(r for r in single if r is not None)]
+
+    # -- what is read -------------------------------------------------------------------------------------------
+
+    def choose(self, moment: Moment, prompts: int) -> tuple[list[int], list[int], int]:
+        """Return the newest frames to attend to, the frames held to choose from, and how many of those to attend to.
+
+        More are held than attended to only where the method's `select` decides on the device.
+
+        Args:
+            moment: The frame to be tracked.
+            prompts: Conditioning frames that are attended to.
+        """
+        method = self.method
+        held, count = self._select(moment, prompts)
+        if isinstance(method.fill, KeyframeFilter):
+            free = moment.slots - min(len(held), count) + (1 - prompts if method.anchored else 0)
+            newest = [idx for idx in self.window if idx not in held and self.usable(idx)]
+            return newest[-max(1, free) :], held, count
+        grid = method.grid(moment)
+        places = [(code, idx) for code, idx in enumerate(grid.places()) if self.usable(idx) and idx not in held]
+        newest = [idx for code, idx in places if code < method.recent]
+        if method.fill:
+            free = moment.slots - len(newest) - min(len(held), count)
+            newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
+        return newest, held, count
+
+    def _select(self, moment: Moment, prompts: int) -> tuple[list[int], int]:
+        select = self.method.select
+
+        def there(frame_idx: int) -> bool:
+            return moment.past(frame_idx) and self.usable(frame_idx)
+
+        keyframes, minor = ([r for r in buffer if there(r.frame_idx)] for buffer in (self.buffer, self.minor))
+        corrected = sorted(filter(there, self.corrected), key=moment.distance)
+        room = max(0, moment.slots - self.method.recent)
+        corrected = corrected[: -(-room // 2)]  # the nearest, so that they do not crowd out the rest
+        if self.method.anchored and not select.chooses:
+            room = len(keyframes) + len(minor) + len(corrected)
+        if select.on_device:
+            chosen: Sequence[FrameRecord] = keyframes + minor
+        else:
+            newest = self.history.records[-1] if self.history.records else None
+            pools = [keyframes + minor] if select.chooses else [keyframes, minor]
+            chosen = []
+            for pool in pools:
+                left = room - len(corrected) - len(chosen)
+                chosen = [*chosen, *select.choose(pool, newest, left, moment, prompts)]
+        return sorted([*corrected, *(record.frame_idx for record in chosen)], key=moment.distance), room
+
+    def pointers(self, moment: Moment, stored: Collection[int], prompted: bool) -> dict[int, int]:
+        """Return the frames whose pointers are read, by the index at which SAM 2 looks for them.
+
+        Args:
+            moment: The frame to be tracked.
+            stored: Frames that the host holds.
+            prompted: Whether the pointer of a prompted frame is read, so that there may be no other.
+        """
+        near = moment.behind(moment.pointers)
+        if self.method.pointers == "ranked":
+            ranked = [idx for idx in reversed(self.trusted) if idx in stored and moment.past(idx)]
+            newest = [idx for idx in near[:1] if idx in stored and idx not in ranked]
+            return dict(zip(near, newest + ranked, strict=False))
+        there = [idx for idx in near if idx in stored]
+        chosen = there if self.method.pointers == "recent" else [idx for idx in there if self._points(idx)]
+        if not chosen and not prompted:
+            chosen = there[:1]
+        return {idx: idx for idx in chosen}
+
+    def _points(self, frame_idx: int) -> bool:
+        if frame_idx in self.decided:
+            return self.decided[frame_idx][1].points
+        return self.method.pointers != "selected"  # a rule on scores knows nothing against it

@@ -120,12 +120,12 @@ def baselines(
         return frame_idx not in read and (frame_idx in cond or first <= frame_idx <= last)
 
     tracked = last - first + 1 - sum(first <= frame_idx <= last for frame_idx in cond)
-    spatial = sum(found(moment.slot(code)) for code in range(moment.slots)) + len(read)
-    pointers = sum(found(moment.near(d)) for d in range(1, moment.pointers + 1))
+    spatial = sum(map(found, moment.places())) + len(read)
+    pointers = sum(map(found, moment.behind(moment.pointers)))
     pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in read)
     tokens = spatial * entry["maskmem_features"].shape[-2:].numel() + pointers * pointer_tokens(entry)
-    whole, prompts = entry_nbytes(entry, device), sum(entry_nbytes(e, device) for e in cond.values())
-    small = entry_nbytes({k: entry[k] for k in ("obj_ptr", "object_score_logits")}, device)
+    whole, prompts = entry_nbytes(entry, device)[0], sum(entry_nbytes(e, device)[0] for e in cond.values())
+    small = entry_nbytes({k: entry[k] for k in ("obj_ptr", "object_score_logits")}, device)[0]
     stock = Occupancy(tracked + len(cond), tracked * whole + prompts, tokens)
     held, near = min(tracked, moment.reach), min(tracked, moment.pointers)
     return stock, Occupancy(held + len(cond), held * (whole - small) + near * small + prompts, tokens)
@@ -146,7 +146,14 @@ STORED = ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits")
 """What SAM 2 stores of a frame, the position encoding that all frames share left out."""
 
 
-def entry_nbytes(entry: Mapping[str, Any], device: torch.device, elsewhere: bool = False) -> int:
-    """Return the bytes of a stored frame on a device, or those that lie elsewhere, as where the state is offloaded."""
-    tensors = [entry[key] for key in STORED if isinstance(entry.get(key), Tensor)]
-    return sum(t.nbytes for t in tensors if (t.device == device) != elsewhere)
+def entry_nbytes(entry: Mapping[str, Any], device: torch.device) -> tuple[int, int]:
+    """Return the bytes of a stored frame on a device, and those that lie elsewhere, as where the state is offloaded."""
+    here = there = 0
+    for key in STORED:
+        tensor = entry.get(key)
+        if isinstance(tensor, Tensor):
+            if tensor.device == device:
+                here += tensor.nbytes
+            else:
+                there += tensor.nbytes
+    return here, there

@@ -1,12 +1,17 @@
 """SAM 2's stored frames of one object, as the bank sees them: what is held, compressed, moved and let go.
 
-The host's dict is the truth. The store mirrors those of its entries that still hold a spatial memory or a pointer on
-the device, and changes them in place.
+The host's dict is the truth. An entry is in the one form that the core knows, which is SAM 2's own: `maskmem_features`
+(1, C, h, w), or (1, C, n, 1) where a host's memories are no grid; `maskmem_pos_enc`, shared by all; `pred_masks`,
+`obj_ptr` and `object_score_logits`. A host that stores another form turns it into this one as frames come.
+
+The store mirrors those of the host's entries that still hold a spatial memory or a pointer on the device, and changes
+them in place. Long-term memories, into which keyframes that leave the buffer are merged, lie here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -173,19 +178,110 @@ class Store:
 
     # -- what it takes --------------------------------------------------------------------------------------------
 
-    def nbytes(self, device: torch.device, elsewhere: bool = False) -> int:
-        """Return the bytes of the mirrored entries on a device, or of those elsewhere.
+    def takes(
+        self, entry: Entry, cond: Mapping[int, Entry], frame_idx: int, device: torch.device
+    ) -> tuple[int, int, int]:
+        """Return frames held, their bytes on the device, and those elsewhere; `tensors` come on top.
 
-        Compressed memories and mask logits that were moved are left out.
+        Args:
+            entry: The frame just tracked, which the host has yet to store.
+            cond: The host's prompted frames.
+            frame_idx: Index of the frame just tracked.
+            device: The device.
         """
-        total = 0
-        for frame_idx, held in self.entries.items():
-            masks = held["pred_masks"]
-            moved = frame_idx in self.moved and (masks.device == device) != elsewhere
-            total += entry_nbytes(held, device, elsewhere) - (masks.nbytes if moved else 0)
-        return total
+        stored = len(self.non_cond) + (frame_idx not in self.non_cond)
+        here, there = map(sum, zip(*[entry_nbytes(e, device) for e in cond.values()], strict=True)) if cond else (0, 0)
+        if self.keep_all:
+            each = entry_nbytes(entry, device)
+            return stored + len(cond), here + stored * each[0], there + stored * each[1]
+        frames, masks = len(cond), int(entry["pred_masks"].nbytes)
+        for idx, held in self.entries.items():
+            on_device, elsewhere = entry_nbytes(held, device)
+            here, there = here + on_device, there + elsewhere
+            if idx in self.moved:  # mask logits count as elsewhere, below, while the copy is under way too
+                if held["pred_masks"].device == device:
+                    here -= masks
+                else:
+                    there -= masks
+            frames += idx in self.payloads or has_memory(held)
+        left = stored - len(self.entries)
+        small = int(entry["obj_ptr"].nbytes + entry["object_score_logits"].nbytes)
+        return frames, here, there + (left + len(self.moved)) * masks + left * small
 
     def tensors(self) -> list[Tensor]:
         """Return what compressed memories and plans consist of."""
         chosen = [part.index for plan in self.plans.values() for part in plan if part.index is not None]
         return [*chosen, *(tensor for _, payload in self.payloads.values() for tensor in payload.tensors())]
+
+
+TOGETHER = 5
+"""Keyframes merged into one long-term memory, before a new one is begun."""
+
+LEAST = 1e-3
+"""Weight of a keyframe that was never attended to."""
+
+
+@dataclass(slots=True)
+class Merged:
+    """A long-term memory.
+
+    Attributes:
+        entry: What else SAM 2 reads of an entry, from the newest frame merged.
+        features: (1, C_mem, H/16, W/16) float32 weighted mean, cell by cell.
+        dtype: In which SAM 2 stores them.
+        weight: Sum of the weights.
+        frames: How many frames were merged.
+    """
+
+    entry: Mapping[str, Any]
+    features: Tensor
+    dtype: torch.dtype
+    weight: float
+    frames: int
+
+    def merge(self, entry: Mapping[str, Any], features: Tensor, weight: float, frames: int) -> None:
+        """Take in one more memory."""
+        self.weight += weight
+        self.features = self.features.lerp(features, weight / self.weight)
+        self.entry, self.frames = entry, self.frames + frames
+
+
+class LongTerm:
+    """At most `capacity` long-term memories, oldest first; when there is one too many, the two oldest are merged.
+
+    Args:
+        capacity: Memories held at most; with 0 nothing may be added.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._held: list[Merged] = []
+
+    def add(self, entry: Mapping[str, Any], weight: float) -> None:
+        """Merge a memory that leaves, with a weight of at least 0."""
+        features, dtype, weight = entry["maskmem_features"].float(), entry["maskmem_features"].dtype, max(weight, LEAST)
+        entry = {**entry, "maskmem_features": None}
+        if self._held and self._held[-1].frames < TOGETHER:
+            self._held[-1].merge(entry, features, weight, 1)
+        else:
+            self._held.append(Merged(entry, features, dtype, weight, 1))
+        if len(self._held) > self.capacity:
+            oldest = self._held.pop(0)
+            into = self._held[0]
+            into.merge(into.entry, oldest.features, oldest.weight, oldest.frames)
+
+    @property
+    def entries(self) -> list[Mapping[str, Any]]:
+        """The memories as SAM 2 reads them."""
+        return [{**m.entry, "maskmem_features": m.features.to(m.dtype)} for m in self._held]
+
+    def tensors(self) -> list[Tensor]:
+        """Return what the memories consist of."""
+        return [merged.features for merged in self._held]
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._held.clear()
+
+    def __len__(self) -> int:
+        return len(self._held)

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.patches.sam2 import Sam2Patch
+from collections.abc import Mapping
+from typing import Any
 
-HOSTS = "facebookresearch SAM 2's SAM2VideoPredictor of December 2024 or later (and its VOS variant), EfficientTAM's"
+from sam2_keyframe.patches.host import Host, ObjectFrames
+from sam2_keyframe.patches.sam2 import Sam2
+
+HOSTS: tuple[type[Host], ...] = (Sam2,)
+"""The hosts, in the order in which they are asked. None of them is imported by this."""
 
 
-def find_patch(predictor: object, method: KeyframeMemory) -> Sam2Patch:
-    """Return the patch for a predictor, not yet applied, importing no host.
-
-    Hosts are recognised by class name and method signatures, never by version.
+def find_host(predictor: object) -> type[Host]:
+    """Return the host of a predictor; predictors are recognised by class name and method signatures, not by version.
 
     Raises:
-        TypeError: No host is recognised; the message names the supported ones.
-        ValueError: The method does not fit this predictor.
+        TypeError: No host takes it; the message names the supported ones.
     """
-    reason = Sam2Patch.refuses(predictor)
-    if reason is not None:
-        raise TypeError(
-            f"sam2_keyframe cannot wrap {type(predictor).__module__}.{type(predictor).__qualname__}: {reason}. "
-            f"Supported: {HOSTS}."
-        )
-    method.check_fits(predictor.num_maskmem - 1)  # type: ignore[attr-defined]
-    return Sam2Patch(predictor, method)
+    for host in HOSTS:
+        if host.knows(predictor):
+            reason = host.refuses(predictor)
+            if reason is None:
+                return host
+            break
+    else:
+        reason = "it is not a SAM 2 video predictor"
+    raise TypeError(
+        f"sam2_keyframe cannot wrap {type(predictor).__module__}.{type(predictor).__qualname__}: {reason}. "
+        f"Supported: {'; '.join(host.NAME for host in HOSTS)}."
+    )
+
+
+def host_of(session: Any) -> type[Host]:
+    """Return the host of an inference state.
+
+    Raises:
+        TypeError: It is of no host.
+    """
+    for host in HOSTS:
+        if host.objects(session) is not None:
+            return host
+    raise TypeError(
+        f"{type(session).__name__} is not an inference state of a supported predictor: give what init_state() "
+        "returned, or a host's own"
+    )
+
+
+def objects_of(session: Any) -> Mapping[Any, ObjectFrames]:
+    """Return each object's frames in an inference state, by object id. Raises as `host_of`."""
+    return host_of(session).objects(session) or {}

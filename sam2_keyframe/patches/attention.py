@@ -4,114 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam2_keyframe.attention.maths import (
-    Attend,
-    Foveated,
-    Plan,
-    SalientTokens,
     TokenLayout,
-    Whole,
     attend,
     drawn_attention,
     rotary_phases,
     rotate,
-    scheme_for,
 )
 from sam2_keyframe.patches.wrapping import Wrapping
-from sam2_keyframe.types import Memory, Moment
-
-
-def shown_memories(
-    view: Mapping[str, Mapping[int, Mapping[str, Any]]], selected: Sequence[int], moment: Moment
-) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return (frame index, entry) of every spatial memory in the order in which SAM 2 concatenates them.
-
-    Conditioning frames first, then the slots from the one farthest back to the newest; entries of zero tokens are left
-    out (`_prepare_memory_conditioned_features` in sam2/modeling/sam2_base.py).
-
-    Args:
-        view: The `output_dict` that SAM 2 is shown.
-        selected: The conditioning frames that it reads, in the order of its `select_closest_cond_frames`.
-        moment: The frame being tracked.
-    """
-    cond, tracked = view["cond_frame_outputs"], view["non_cond_frame_outputs"]
-    found: list[tuple[int, Mapping[str, Any] | None]] = [(t, cond[t]) for t in selected]
-    for code in reversed(range(moment.slots)):
-        t = moment.slot(code)
-        found.append((t, tracked.get(t, None if t in selected else cond.get(t))))
-    return [(t, entry) for t, entry in found if entry is not None and entry["maskmem_features"].shape[2]]
-
-
-def read_layout(
-    attend: Attend,
-    view: Mapping[str, Mapping[int, Mapping[str, Any]]],
-    selected: Sequence[int],
-    memories: Sequence[Memory],
-    moment: Moment,
-    grid: tuple[int, int],
-    plans: MutableMapping[int, Plan],
-    device: torch.device,
-) -> TokenLayout:
-    """Return the layout of one read: the newest memory whole, prompted ones as the scheme says, the rest by it.
-
-    The newest is that of the nearest past frame, tracked or prompted.
-
-    Args:
-        attend: The scheme.
-        view: The `output_dict` that SAM 2 is shown.
-        selected: The conditioning frames that it reads, in its order.
-        memories: What of it is tracked frames; the rest is prompted ones.
-        moment: The frame being tracked.
-        grid: (h, w) of a memory.
-        plans: What was planned before, by frame; what is planned now is added. Whoever keeps the memories keeps it.
-        device: Where attention runs.
-
-    Raises:
-        ValueError: The scheme's windows do not divide the grid.
-    """
-    tracked = {id(memory.entry["maskmem_features"]): memory for memory in memories}
-    entries = shown_memories(view, selected, moment)
-    shown = [(t, entry, tracked.get(id(entry["maskmem_features"]))) for t, entry in entries]
-    frames = [t if memory is None else memory.frame_idx for t, _, memory in shown]
-    known = [idx for idx in frames if idx is not None]
-    newest = min(known, key=lambda idx: (not moment.past(idx), abs(moment.distance(idx))), default=None)
-    layout = []
-    for idx, (_, entry, memory) in zip(frames, shown, strict=True):
-        scheme = scheme_for(attend, conditioning=memory is None, newest=idx is not None and idx == newest)
-        layout.append(_plan(scheme, idx, entry, grid, plans, device))
-    unmeasured = {memory.frame_idx for memory in memories} - plans.keys()
-    if not isinstance(attend, SalientTokens) or newest is None or newest not in unmeasured:
-        return TokenLayout(grid, tuple(layout))
-
-    def keep(drawn: Tensor) -> None:
-        plans[newest] = attend.plan(grid, drawn=drawn)
-
-    return TokenLayout(grid, tuple(layout), frames.index(newest), keep)
-
-
-def _plan(
-    scheme: Attend,
-    frame_idx: int | None,
-    entry: Mapping[str, Any],
-    grid: tuple[int, int],
-    plans: MutableMapping[int, Plan],
-    device: torch.device,
-) -> Plan:
-    known = None if frame_idx is None or scheme == Whole() else plans.get(frame_idx)
-    if known is not None:
-        return known
-    if not isinstance(scheme, Foveated):
-        return scheme.plan(grid)  # of salient tokens, a memory that was never the newest
-    plan = scheme.plan(grid, entry["pred_masks"].to(device, non_blocking=True))
-    if frame_idx is not None:
-        plans[frame_idx] = plan
-    return plan
 
 
 class AttentionHook:
@@ -121,7 +27,7 @@ class AttentionHook:
 
         hook = AttentionHook(predictor)
         hook.install()
-        with hook.layout(read_layout(scheme, view, selected, memories, moment, grid, plans, device)):
+        with hook.layout(reading.layout):  # as `plan_reading` made it
             ...  # the host's _prepare_memory_conditioned_features
         hook.uninstall()
 

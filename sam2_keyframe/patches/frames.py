@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_keyframe.attention.maths import rotary_phases, rotate
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.rules.similarity import attention_shares, foreground_queries
 from sam2_keyframe.types import FrameMemo, TrackedFrame
-
-KEY = "_keyframe"
-"""Where a bank lies in an object's `output_dict`, and the shared frame in the inference state."""
 
 SCORING_SIZE = 256
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe.patches.frames import Frames
-from sam2_keyframe.patches.sam2 import Sam2Patch
+from sam2_keyframe.patches.sam2 import Sam2, geometry_of
 from sam2_keyframe.patches.wrapping import Wrapping
 from sam2_keyframe.replay.recording import BLOCK, Recording, RecordingFile
-from sam2_keyframe.replay.steps import DESCRIPTORS, Geometry, Kind, Step, pack
+from sam2_keyframe.replay.steps import DESCRIPTORS, Kind, Step, pack
 from sam2_keyframe.rules.similarity import DescriptorCosine
 from sam2_keyframe.scorers import Distractor, ObjectScore, PredictedIoU, Stability
 from sam2_keyframe.scorers.features import describe
@@ -49,7 +49,7 @@ def record(
         OSError: The file cannot be written; nothing is left of it.
         RuntimeError: The predictor was wrapped or unwrapped while the block was open.
     """
-    reason = Sam2Patch.refuses(predictor)
+    reason = Sam2.refuses(predictor)
     if reason is not None:
         raise TypeError(f"cannot record {type(predictor).__qualname__}: {reason}")
     recorder = _Recorder(predictor, inference_state, path)
@@ -76,13 +76,9 @@ class _Recorder:
     def __init__(self, predictor: Any, state: MutableMapping[str, Any], path: str | Path | None) -> None:
         model = self.predictor = predictor
         self.state: Any = state
-        grid = model.image_size // model.backbone_stride
-        geometry = Geometry(
-            model.image_size, model.mem_dim, grid, 4 * grid, model.hidden_dim, model.num_maskmem,
-            model.max_obj_ptrs_in_encoder, model.memory_temporal_stride_for_eval, model.max_cond_frames_in_attn,
-            model.only_obj_ptrs_in_the_past_for_eval,
-        )  # fmt: skip
-        self.recording = Recording(geometry, state["num_frames"], (state["video_height"], state["video_width"]))
+        self.recording = Recording(
+            geometry_of(model), state["num_frames"], (state["video_height"], state["video_width"])
+        )
         self._file = None if path is None else RecordingFile(path, self.recording)
         self._frames = Frames(model)
         self._wrapping = Wrapping(model)

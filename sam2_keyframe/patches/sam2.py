@@ -6,34 +6,25 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 
 from __future__ import annotations
 
-import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sam2_keyframe.attention.maths import Whole, check_grid
-from sam2_keyframe.bank.bank import MemoryBank
-from sam2_keyframe.bank.statistics import has_memory, pointer_tokens
+from sam2_keyframe.bank.bank import KEY, Banks, MemoryBank, Tracking
+from sam2_keyframe.bank.reading import Geometry
+from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.patches.attention import AttentionHook, read_layout
-from sam2_keyframe.patches.frames import KEY, Frames
-from sam2_keyframe.patches.view import (
-    allowed_prompts,
-    beside_prompts,
-    closest,
-    come_upon,
-    frames_attended,
-    memory_view,
-    pointers_read,
-)
-from sam2_keyframe.patches.wrapping import Wrapping, method_signature
-from sam2_keyframe.rules.motion import Track
-from sam2_keyframe.types import FrameMemo, Memory, Moment
+from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.frames import Frames
+from sam2_keyframe.patches.host import ObjectFrames
+from sam2_keyframe.patches.view import in_dtype, memory_view
+from sam2_keyframe.patches.wrapping import WithSettings, Wrapping, method_signature
+from sam2_keyframe.types import FrameMemo
 
 REQUIRED = {
     "_prepare_memory_conditioned_features": {"frame_idx", "is_init_cond_frame", "output_dict", "track_in_reverse"},
@@ -42,55 +33,49 @@ REQUIRED = {
     "track_step": {"frame_idx", "output_dict"},
     "propagate_in_video_preflight": {"inference_state"},
     "clear_all_prompts_in_frame": {"inference_state", "frame_idx", "obj_id"},
-    "_obj_id_to_idx": {"inference_state", "obj_id"},
+    "propagate_in_video": {"inference_state", "start_frame_idx", "max_frame_num_to_track", "reverse"},
+    "add_new_mask": {"inference_state", "mask"},
+    "_encode_new_memory": {"is_mask_from_pts"},
 }
 
 
-@dataclass(slots=True)
-class Step:
-    """What the wrappers learn about the frame being tracked; there is none while SAM 2 infers a click.
+TRACKING: ContextVar[Tracking | None] = ContextVar("the frame that is being tracked in this thread", default=None)
+"""Set while `_run_single_frame_inference` tracks a frame; not while SAM 2 infers a click."""
 
-    Attributes:
-        encoded: The frame's output as the model returned it, on its device.
-        candidates: The decoder's candidate masks and predicted IoUs.
-        track: The object's motion, where the method chooses masks by it.
-        measured: Scores that are known before the frame is measured.
-        attended: Frames whose spatial memory was attended to.
-        tokens: Keys that memory attention read.
-    """
-
-    encoded: Mapping[str, Any] | None = None
-    candidates: tuple[Tensor, Tensor] | None = None
-    track: Track | None = None
-    measured: dict[str, Tensor] = field(default_factory=dict)
-    attended: tuple[int, ...] = ()
-    tokens: int = 0
+PROMPTED: ContextVar[dict[int, tuple[FrameMemo, Tensor]] | None] = ContextVar("frames prompted", default=None)
+"""Set while `propagate_in_video_preflight` encodes prompts: pixels and features of each prompted frame."""
 
 
-class Sam2Patch:
+class Sam2:
     """Runs one method on one predictor, by wrapping its methods on the instance.
 
     Args:
-        predictor: The predictor; unchanged until `apply`.
+        predictor: The predictor; unchanged until `install`.
         method: The method.
     """
+
+    NAME: ClassVar[str] = (
+        "facebookresearch SAM 2's SAM2VideoPredictor of December 2024 or later (and its VOS variant), EfficientTAM's"
+    )
 
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
         self.predictor = predictor
         self.method = method
-        self.banks: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
+        self.banks = Banks(method)
         self._wrapping = Wrapping(predictor)
-        self._token = object()  # a bank that held the patch would keep the model alive
-        self._step: Step | None = None
-        self._prompt_memos: dict[int, tuple[FrameMemo, Tensor]] = {}
         self._frames = Frames(predictor)
         check_grid(method.attend, (predictor.sam_image_embedding_size,) * 2)
         self._attention = None if method.attend == Whole() else AttentionHook(predictor)
 
     @staticmethod
+    def knows(predictor: object) -> bool:
+        """Return whether some class of the predictor calls itself a video predictor."""
+        return any(cls.__name__.endswith("VideoPredictor") for cls in type(predictor).__mro__)
+
+    @staticmethod
     def refuses(predictor: object) -> str | None:
-        """Return why this patch does not know the predictor, or None when it does."""
-        if not any(cls.__name__.endswith("VideoPredictor") for cls in type(predictor).__mro__):
+        """Return why this host does not take the predictor, or None when it does."""
+        if not Sam2.knows(predictor):
             return "it is not a SAM 2 video predictor"
         if hasattr(predictor, "samurai_mode"):
             return "SAMURAI's fork has a memory rule of its own; wrap an unmodified predictor with method='samurai'"
@@ -106,28 +91,32 @@ class Sam2Patch:
 
     # -- doing and undoing --------------------------------------------------------------------------------------
 
-    def apply(self) -> None:
+    def install(self) -> None:
         """Put the wrappers in place."""
         self._wrapping.wrap("_prepare_memory_conditioned_features", self._read)
         self._wrapping.wrap("_run_single_frame_inference", self._write)
         self._wrapping.wrap("propagate_in_video_preflight", self._preflight)
         self._wrapping.wrap("clear_all_prompts_in_frame", self._clear_prompts)
-        self._wrapping.put("__deepcopy__", _refuse_copying)
+        self._wrapping.wrap("propagate_in_video", self._propagate)
+        self._wrapping.put("__getstate__", _refuse_copying)  # what copy, deepcopy, pickle and torch.save ask for
+        if self.method.retain != "all":
+            self._wrapping.wrap("add_new_mask", self._add_mask)
         self._supply_clearing()
         if self.method.observes:
             self._wrapping.wrap("_run_memory_encoder", self._encode_prompt)
             self._wrapping.wrap("track_step", self._encode)
             hook = self.predictor.sam_mask_decoder.register_forward_hook(self._decoded)
             self._wrapping.on_undo(hook.remove)
+        if self.method.as_prompted:
+            self._wrapping.wrap("_encode_new_memory", self._encode_as_prompted)
         if self._attention is not None:
             self._attention.install()
             self._wrapping.on_undo(self._attention.uninstall)
 
-    def undo(self) -> None:
+    def uninstall(self) -> None:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
         self._wrapping.undo()
-        for bank in self.banks:
-            bank.store.release(self.predictor.device)
+        self.banks.release(self.predictor.device)
 
     def _supply_clearing(self) -> None:
         """Supply the method that `clear_non_cond_mem_around_input` calls and SAM 2 does not have (its issue 571)."""
@@ -143,24 +132,39 @@ class Sam2Patch:
 
         self._wrapping.put(name, clear)
 
-    # -- banks --------------------------------------------------------------------------------------------------
+    # -- what the model is, and where its state lies ---------------------------------------------------------------
 
-    def _bank(self, state: MutableMapping[str, Any] | None, output_dict: MutableMapping[str, Any]) -> MemoryBank:
-        bank, non_cond = output_dict.get(KEY), output_dict["non_cond_frame_outputs"]
-        if isinstance(bank, MemoryBank) and bank.owner is self._token and bank.non_cond is non_cond:
-            return bank
-        bank = MemoryBank(self.method, self._token, non_cond)
-        output_dict[KEY] = bank
-        self.banks.add(bank)
-        if state is not None and self.method.observes:
-            for frame_idx, entry in output_dict["cond_frame_outputs"].items():
-                bank.prompted(frame_idx, entry, self._frames.adopted(state, frame_idx, entry), cond=True)
-        return bank
+    def facts(self) -> Geometry:
+        """Return what the model stores and how far it reads, as it is set now."""
+        return geometry_of(self.predictor)
 
-    def _moment(self, frame_idx: int, reverse: bool, num_frames: int) -> Moment:
-        model = self.predictor
-        pointers = min(num_frames, model.max_obj_ptrs_in_encoder) - 1
-        return Moment(frame_idx, reverse, model.num_maskmem - 1, pointers, model.memory_temporal_stride_for_eval)
+    @staticmethod
+    def objects(session: Any) -> dict[Any, ObjectFrames] | None:
+        """Return each object's frames by object id; None where the state has another layout."""
+        if not isinstance(session, Mapping) or not {"obj_id_to_idx", "output_dict_per_obj"} <= session.keys():
+            return None
+        found = {}
+        for obj_id, obj_idx in session["obj_id_to_idx"].items():
+            place = session["output_dict_per_obj"][obj_idx]
+            found[obj_id] = ObjectFrames(place["cond_frame_outputs"], place["non_cond_frame_outputs"], place)
+        return found
+
+    @staticmethod
+    def forget(session: Any) -> None:
+        """Remove banks, statistics and the shared frame from an inference state."""
+        session.pop(KEY, None)
+        for output_dict in session["output_dict_per_obj"].values():
+            bank = output_dict.pop(KEY, None)
+            if bank is not None:
+                bank.store.release(session["device"])
+
+    def _bank(self, state: MutableMapping[str, Any], output_dict: MutableMapping[str, Any]) -> MemoryBank:
+        def adopt(bank: MemoryBank) -> None:
+            if self.method.observes:
+                for frame_idx, entry in output_dict["cond_frame_outputs"].items():
+                    bank.prompted(frame_idx, entry, self._frames.adopted(state, frame_idx, entry), cond=True)
+
+        return self.banks.get(output_dict, output_dict["non_cond_frame_outputs"], adopt)
 
     # -- wrappers -----------------------------------------------------------------------------------------------
 
@@ -168,58 +172,28 @@ class Sam2Patch:
         """Show SAM 2 the bank's memories instead of its own."""
         if call["is_init_cond_frame"] or self.predictor.num_maskmem == 0:
             return original(**call)
-        output_dict = call["output_dict"]
-        cond, non_cond = output_dict["cond_frame_outputs"], output_dict["non_cond_frame_outputs"]
-        moment = self._moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
-        prompts = allowed_prompts(cond, self.method.conditioning, moment)
-        read = closest(moment.frame_idx, prompts, self.predictor.max_cond_frames_in_attn)
+        output_dict, tracking, device = call["output_dict"], TRACKING.get(), self.predictor.device
+        grid: tuple[int, int] = call["feat_sizes"][-1]
         embed = None
         if self.method.select.on_device:
-            embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, call["feat_sizes"][-1])
-        bank = self._bank(None, output_dict)
-        memories, pointers = bank.memories(cond, moment, len(read), embed, tracking=self._step is not None)
-        view, anchors = memory_view(memories, pointers, prompts, non_cond, moment, self.predictor.maskmem_tpos_enc)
-        others, pointing = come_upon(prompts, read, view["non_cond_frame_outputs"], moment)
-        height, width = call["feat_sizes"][-1]
-        tokens = (len(read) + len(others) + len(memories)) * height * width
-        with self._anchors_allowed(anchors, read, view):
-            shown = {**call, "output_dict": view}
-            if self._attention is None:
-                result = original(**shown)
-            else:
-                selected = list(view["cond_frame_outputs"]) if anchors else read
-                attend, grid, device = self.method.attend, (height, width), self.predictor.device
-                layout = read_layout(attend, view, selected, memories, moment, grid, bank.store.plans, device)
-                tokens = layout.tokens
-                with self._attention.layout(layout):
-                    result = original(**shown)
-        if self._step is not None:
-            self._step.attended = frames_attended([*read, *others], memories)
-            self._step.tokens = tokens + self._pointer_tokens(cond, [*read, *pointing], memories, pointers, moment)
-        return result
-
-    def _pointer_tokens(self, cond: Any, read: list[int], memories: list[Memory], pointers: Any, moment: Moment) -> int:
-        """Return the tokens of pointers that are attended to, as SAM 2 concatenates them."""
-        model = self.predictor
-        if not model.use_obj_ptrs_in_encoder or not cond:
-            return 0
-        count = pointers_read(read, memories, pointers, moment, model.only_obj_ptrs_in_the_past_for_eval)
-        return count * pointer_tokens(next(iter(cond.values())))
-
-    @contextmanager
-    def _anchors_allowed(self, anchors: int, read: list[int], view: dict[str, Any]) -> Iterator[None]:
-        """Let SAM 2 read memories that are shown among the conditioning frames, beside all prompts it would read."""
-        model = self.predictor
-        cap, past_only = model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval
-        if not anchors:
-            yield
-            return
-        beside_prompts(view, anchors, read)
-        model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval = -1, True
-        try:
-            yield
-        finally:
-            model.max_cond_frames_in_attn, model.only_obj_ptrs_in_the_past_for_eval = cap, past_only
+            embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, grid)
+        if tracking is not None:
+            reading = tracking.plan(grid, device, embed)
+        else:
+            geometry, cond = self.facts(), output_dict["cond_frame_outputs"]
+            moment = geometry.moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
+            bank = self.banks.get(output_dict, output_dict["non_cond_frame_outputs"])
+            reading = bank.plan(cond, moment, geometry, grid, device, embed, tracking=False)
+        view = memory_view(reading, output_dict["non_cond_frame_outputs"], self.predictor.maskmem_tpos_enc)
+        if not reading.pointing and not torch.is_autocast_enabled(device.type):
+            view = in_dtype(view, self.predictor.maskmem_tpos_enc.dtype)
+        if reading.anchors:
+            original = WithSettings.bind(original, max_cond_frames_in_attn=-1, only_obj_ptrs_in_the_past_for_eval=True)
+        shown = {**call, "output_dict": view}
+        if self._attention is None or reading.layout is None:
+            return original(**shown)
+        with self._attention.layout(reading.layout):
+            return original(**shown)
 
     def _write(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Track a frame, observe it, and let go what the next one does not need."""
@@ -227,55 +201,81 @@ class Sam2Patch:
         bank = self._bank(state, output_dict)
         if not call["run_mem_encoder"]:
             return original(**call)
-        cond = output_dict["cond_frame_outputs"]
-        start = time.perf_counter()
-        moment = self._moment(frame_idx, call["reverse"], state["num_frames"])
-        bank.begin(moment)
+        geometry = self.facts()
+        moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
+        tracking = Tracking.begin(bank, output_dict["cond_frame_outputs"], moment, geometry)
         corrected = bank.pass_over(frame_idx, moment)
         if corrected is not None:
             return corrected, corrected["pred_masks"].to(self.predictor.device, non_blocking=True)
-        step = self._step = Step(track=bank.track)
-        try:
+        with during(TRACKING, tracking):
             entry, masks = original(**call)
-        finally:
-            self._step = None
         frame = None
-        if step.encoded is not None:
-            candidates = step.candidates or (masks, masks.new_ones(1, 1))
-            frame = self._frames.tracked(state, frame_idx, entry, step.encoded, masks, *candidates)
-            frame.measured.update(step.measured)
-        bank.observe(entry, frame, moment, cond)
-        bank.trim(moment.then())
-        alone, taken = closest(frame_idx, cond, self.predictor.max_cond_frames_in_attn), time.perf_counter() - start
-        bank.account(cond, alone, moment, step.attended, step.tokens, 1000 * taken)
+        if tracking.encoded is not None:
+            candidates = tracking.candidates or (masks, masks.new_ones(1, 1))
+            frame = self._frames.tracked(state, frame_idx, entry, tracking.encoded, masks, *candidates)
+        tracking.finish(entry, frame)
         return entry, masks
 
     def _encode(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a frame's output before SAM 2 moves it to where it stores it."""
-        output = original(**call)
-        if self._step is not None:
-            self._step.encoded = output
+        output, tracking = original(**call), TRACKING.get()
+        if tracking is not None:
+            tracking.encoded = output
         return output
+
+    def _encode_as_prompted(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Encode a tracked frame's memory a second time, as that of a prompted one: it may be shown as such."""
+        tracking = TRACKING.get()
+        if tracking is not None:
+            tracking.as_prompted = original(**{**call, "is_mask_from_pts": True})[0]
+        return original(**call)
 
     def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> Any:
         """Take note of the decoder's candidates; SAM 2 throws their predicted IoUs away. Choose another by motion."""
-        step = self._step
-        if step is None:
+        tracking = TRACKING.get()
+        if tracking is None:
             return None
         masks, ious, tokens, score = output
         if hasattr(self.predictor.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
             masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
-        step.candidates = masks, ious
-        if step.track is None:
-            return None
-        if ious.shape[1] == 1:
-            step.measured["kalman_overlap"] = ious.new_full((), float("nan"))
-            return None
-        visible = torch.where(score[..., None, None] > 0, masks, -1.0)
-        ranking, step.measured["kalman_overlap"] = step.track.choose(visible, ious)
-        step.measured["predicted_iou"] = ious[0].gather(0, ranking[0].argmax()[None])[0]
-        # SAM 2 takes the mask and the pointer of the highest; in float32 no two are rounded to one.
-        return masks, ranking, tokens, score
+        ranking = tracking.choose(masks, ious, score)
+        return None if ranking is ious else (masks, ranking, tokens, score)
+
+    def _propagate(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Go on with the objects that there are when some are removed or added in the loop over the frames.
+
+        SAM 2 fixes their number when it begins: after a removal it fails, and an object added is not tracked. Under
+        `retain="all"` only the failure is mended.
+        """
+        state, reverse, most = call["inference_state"], call["reverse"], call["max_frame_num_to_track"]
+        end, repeated = None, False
+        while True:
+            known = list(state["obj_ids"])
+            for t, obj_ids, masks in (tracking := original(**call)):
+                if end is None:
+                    most = state["num_frames"] if most is None else most
+                    end = max(t - most, 0) if reverse else min(t + most, state["num_frames"] - 1)
+                if not repeated:
+                    yield t, obj_ids, masks
+                repeated, now = False, state["obj_ids"]
+                if now != known and (self.method.retain != "all" or not set(known) <= set(now)):
+                    break
+            else:
+                return
+            tracking.close()
+            if not state["obj_ids"] or t == end:
+                return
+            # In reverse SAM 2 does not begin at frame 0: it is reached from frame 1, which is tracked once more.
+            repeated = reverse and t == 1
+            start = t if repeated else t + (-1 if reverse else 1)
+            call = {**call, "start_frame_idx": start, "max_frame_num_to_track": abs(end - start)}
+
+    def _add_mask(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Take a mask of whole numbers for one of zeros and others: SAM 2 takes 255 for 255 times as sure as 1."""
+        mask = call["mask"]
+        if isinstance(mask, Tensor) and not mask.is_floating_point():
+            call = {**call, "mask": mask != 0}
+        return original(**call)
 
     def _preflight(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take in prompts and corrections, which SAM 2 encodes here and nowhere else."""
@@ -290,24 +290,24 @@ class Sam2Patch:
         ]
         for output_dict in state["output_dict_per_obj"].values():
             self._bank(state, output_dict)
+        memos: dict[int, tuple[FrameMemo, Tensor]] = {}
         try:
-            return original(**call)
+            with during(PROMPTED, memos):
+                return original(**call)
         finally:  # SAM 2 has taken in some prompts even where it raises on another
             for obj_idx, key, frame_idx in new:
                 output_dict = state["output_dict_per_obj"][obj_idx]
                 entry = output_dict[key].get(frame_idx)
                 if entry is not None and entry["maskmem_features"] is not None:
-                    frame = self._frames.prompted(frame_idx, entry, self._prompt_memos.get(frame_idx))
+                    frame = self._frames.prompted(frame_idx, entry, memos.get(frame_idx))
                     bank = self._bank(state, output_dict)
                     bank.prompted(frame_idx, entry, frame, cond=key == "cond_frame_outputs")
-            self._prompt_memos.clear()
 
     def _encode_prompt(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a prompted frame's pixels and features while SAM 2 has them at hand."""
-        result = original(**call)
-        frame_idx, state = call["frame_idx"], call["inference_state"]
-        if frame_idx not in self._prompt_memos:
-            self._prompt_memos[frame_idx] = self._frames.prompt(state, frame_idx)
+        result, memos, frame_idx = original(**call), PROMPTED.get(), call["frame_idx"]
+        if memos is not None and frame_idx not in memos:
+            memos[frame_idx] = self._frames.prompt(call["inference_state"], frame_idx)
         return result
 
     def _clear_prompts(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
@@ -324,7 +324,28 @@ class Sam2Patch:
         return result
 
 
-def _refuse_copying(memo: Any) -> Any:
+def _refuse_copying() -> Any:
     raise RuntimeError(
-        "a wrapped predictor cannot be copied, as its copy would run the original: copy it after sam2_keyframe.unwrap()"
+        "a wrapped predictor cannot be copied or saved, as its copy would run the original: do that after "
+        "sam2_keyframe.unwrap(). Its inference states can be copied and saved"
     )
+
+
+def geometry_of(model: Any) -> Geometry:
+    """Return what a SAM 2 video predictor stores and how far it reads, as it is set now."""
+    grid = model.image_size // model.backbone_stride
+    return Geometry(
+        model.image_size, model.mem_dim, grid, 4 * grid, model.hidden_dim, model.num_maskmem,
+        model.max_obj_ptrs_in_encoder, model.memory_temporal_stride_for_eval, model.max_cond_frames_in_attn,
+        model.only_obj_ptrs_in_the_past_for_eval, model.use_obj_ptrs_in_encoder,
+    )  # fmt: skip
+
+
+@contextmanager
+def during(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Set a variable of this thread for the duration of a block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)

@@ -62,3 +62,31 @@ class Wrapping:
 def method_signature(predictor: object, name: str) -> inspect.Signature:
     """Return the signature that the class gives a method, `self` included, whatever lies over it on the instance."""
     return inspect.signature(getattr(type(predictor), name))
+
+
+class WithSettings:
+    """A predictor with some settings of its own: the predictor itself, which other threads may be using, keeps its."""
+
+    def __init__(self, predictor: Any, settings: dict[str, Any]) -> None:
+        self.__dict__.update(settings)
+        self.__dict__["_predictor"] = predictor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._predictor, name)
+
+    @classmethod
+    def bind(cls, method: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        """Return a predictor's bound method as called on the predictor with other settings.
+
+        Raises:
+            RuntimeError: It is no bound method, because something else was put over it.
+        """
+        predictor = getattr(method, "__self__", None)
+        if predictor is None:
+            raise RuntimeError(
+                f"{getattr(method, '__name__', method)} was replaced on this predictor before sam2_keyframe wrapped "
+                "it: undo that, then wrap again"
+            )
+        if all(getattr(predictor, name) == value for name, value in settings.items()):
+            return method
+        return functools.partial(method.__func__, cls(predictor, settings))  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
@@ -18,7 +19,6 @@ from sam2_keyframe.patches.recording import record
 from sam2_keyframe.replay.given_masks import from_masks
 from sam2_keyframe.replay.player import Player
 from sam2_keyframe.replay.recording import Recording
-from sam2_keyframe.replay.steps import Geometry
 from sam2_keyframe.video.source import FrameSource
 
 __all__ = ["Geometry", "Recording", "Replay", "from_masks", "record", "replay"]

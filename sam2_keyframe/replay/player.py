@@ -14,26 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam2_keyframe.attention.maths import Whole
-from sam2_keyframe.bank.bank import MemoryBank
-from sam2_keyframe.bank.statistics import MemoryStats, pointer_tokens
+from sam2_keyframe.bank.bank import MemoryBank, Tracking
+from sam2_keyframe.bank.reading import Geometry
+from sam2_keyframe.bank.statistics import MemoryStats
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.patches.attention import read_layout
 from sam2_keyframe.patches.frames import scoring_image
 from sam2_keyframe.patches.recording import SCORES
-from sam2_keyframe.patches.view import (
-    allowed_prompts,
-    beside_prompts,
-    closest,
-    come_upon,
-    frames_attended,
-    memory_view,
-    pointers_read,
-)
 from sam2_keyframe.replay.recording import Recording
-from sam2_keyframe.replay.steps import Geometry, Kind, Step, unpack
+from sam2_keyframe.replay.steps import Kind, Step, unpack
 from sam2_keyframe.scorers import Stability
-from sam2_keyframe.types import FrameMemo, Held, History, Memory, Moment, Scorer, TrackedFrame
+from sam2_keyframe.types import FrameMemo, Held, History, Scorer, TrackedFrame
 from sam2_keyframe.video.source import FrameSource, normalise
 
 
@@ -111,7 +101,6 @@ class Player:
             "obj_ptr": blank[0, 0].expand(1, geometry.pointer_dim),
             "object_score_logits": blank[0, 0],
         }
-        self._tpos = torch.zeros((geometry.num_maskmem, 1, 1, geometry.memory_dim))
 
     def check(self) -> None:
         """Refuse a method that needs what is not there.
@@ -188,49 +177,26 @@ class Player:
         thing.bank.prompted(frame_idx, entry, frame, cond=prompted)
 
     def _track(self, thing: Thing, step: Step) -> None:
-        """Choose what is attended to, take in the frame, let go what the next one does not need."""
-        bank, cond = thing.bank, thing.cond
-        moment = self.geometry.moment(step.frame_idx, step.kind is Kind.REVERSE, self.recording.num_frames)
-        bank.begin(moment)
+        """Plan what is read, take in the frame, let go what the next one does not need."""
+        bank, geometry = thing.bank, self.geometry
+        moment = geometry.moment(step.frame_idx, step.kind is Kind.REVERSE, self.recording.num_frames)
+        tracking = Tracking.begin(bank, thing.cond, moment, geometry, began=math.nan)
         if bank.pass_over(step.frame_idx, moment) is not None:
             return
-        prompts = allowed_prompts(cond, self.method.conditioning, moment)
-        read = closest(step.frame_idx, prompts, self.geometry.prompts)
-        memories, pointers = bank.memories(cond, moment, len(read))
-        view, anchors = memory_view(memories, pointers, prompts, thing.non_cond, moment, self._tpos)
-        others, pointing = come_upon(prompts, read, view["non_cond_frame_outputs"], moment)
-        tokens = (len(read) + len(others) + len(memories)) * self.geometry.memory_side**2
-        if self.method.attend != Whole():
-            tokens = self._fewer(thing, view, anchors, read, memories, moment)
-        if cond:
-            count = pointers_read([*read, *pointing], memories, pointers, moment, self.geometry.past_pointers_only)
-            tokens += count * pointer_tokens(self._entry)
+        grid = (geometry.memory_side,) * 2
+        layout = tracking.plan(grid, torch.device("cpu")).layout
+        if layout is not None and layout.keep is not None:
+            layout.keep(torch.zeros(1, grid[0] * grid[1]))  # how many tokens are kept is known, not which
         thing.held.append(sorted(bank.selection.held()))
         entry = self._output()
-        bank.observe(entry, self._frame(step) if self.method.observes else None, moment, cond)
-        bank.trim(moment.then())
-        alone = closest(step.frame_idx, cond, self.geometry.prompts)
-        bank.account(cond, alone, moment, frames_attended([*read, *others], memories), tokens, math.nan)
+        if self.method.as_prompted:
+            tracking.as_prompted = entry["maskmem_features"]
+        tracking.finish(entry, self._frame(step) if self.method.observes else None)
         thing.non_cond[step.frame_idx] = entry
 
     def _output(self) -> dict[str, Any]:
         """Return a frame's stored output, its features told from other frames'."""
         return {**self._entry, "maskmem_features": self._entry["maskmem_features"].detach()}
-
-    def _fewer(
-        self, thing: Thing, view: Any, anchors: int, read: list[int], memories: list[Memory], moment: Moment
-    ) -> int:
-        """Return how many spatial tokens are attended to under a token scheme."""
-        grid, attend = (self.geometry.memory_side,) * 2, self.method.attend
-        if anchors:
-            beside_prompts(view, anchors, read)
-        selected = list(view["cond_frame_outputs"]) if anchors else read
-        layout = read_layout(
-            attend, view, selected, memories, moment, grid, thing.bank.store.plans, torch.device("cpu")
-        )
-        if layout.keep is not None:
-            layout.keep(torch.zeros(1, grid[0] * grid[1]))  # how many tokens are kept is known, not which
-        return layout.tokens
 
     # -- frames -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam2_keyframe.replay.steps import DESCRIPTORS, Geometry, Kind, Step
+from sam2_keyframe.bank.reading import Geometry
+from sam2_keyframe.replay.steps import DESCRIPTORS, Kind, Step
 
 RECORDING = "recording.npz"
 """What `track` calls the file."""

@@ -1,4 +1,4 @@
-"""One object on one frame, as `replay` needs it; and the sizes of the model that tracked it."""
+"""One object on one frame, as `replay` needs it."""
 
 from __future__ import annotations
 
@@ -11,43 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_keyframe.types import Moment
-
 DESCRIPTORS = ("object/pointer", "object/memory", "object/image", "object/descriptor")
 """Descriptors that a recording keeps, by the keys that scorers and relations know them under."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of what a SAM 2 stores a frame and object, and how far it reads. The defaults are the official models'.
-
-    Attributes:
-        image_size: Side of the square that the model sees, in pixels.
-        memory_dim: Channels of a spatial memory.
-        memory_side: Side of its grid; memories are bfloat16.
-        mask_side: Side of the mask logits, a quarter of the image; float32.
-        pointer_dim: Length of an object pointer, in float32.
-        num_maskmem: Spatial memories read on a frame, the prompted frames counting as one.
-        pointers: Object pointers read at most (`max_obj_ptrs_in_encoder`).
-        stride: `memory_temporal_stride_for_eval`.
-        prompts: Prompted frames attended to at most (`max_cond_frames_in_attn`); -1: all.
-        past_pointers_only: Whether pointers of prompted frames still to come are left out.
-    """
-
-    image_size: int = 1024
-    memory_dim: int = 64
-    memory_side: int = 64
-    mask_side: int = 256
-    pointer_dim: int = 256
-    num_maskmem: int = 7
-    pointers: int = 16
-    stride: int = 1
-    prompts: int = -1
-    past_pointers_only: bool = True
-
-    def moment(self, frame_idx: int, reverse: bool, num_frames: int) -> Moment:
-        """Return where tracking stands at a frame of a video of `num_frames`."""
-        return Moment(frame_idx, reverse, self.num_maskmem - 1, min(num_frames, self.pointers) - 1, self.stride)
 
 
 class Kind(IntEnum):

@@ -81,7 +81,9 @@ class Adaptive(_AgainstPast):
         # Seen from the score itself, equal values differ by exactly 0, which rounding of a mean cannot exceed.
         distances = [value - score for value in values]
         mean = statistics.fmean(distances)
-        return mean + self.k * math.sqrt(statistics.fmean([(d - mean) ** 2 for d in distances])) < 0
+        # hypot, since squares of tiny or huge distances are 0 or infinite.
+        deviation = math.hypot(*(distance - mean for distance in distances)) / math.sqrt(len(distances))
+        return mean + self.k * deviation < 0
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.statistics import MemoryStats
 from sam2_keyframe.methods import KeyframeMemory
-from sam2_keyframe.patches.frames import KEY
 from sam2_keyframe.plugin import ATTRIBUTE, Handle, memory_stats, wrap
 from sam2_keyframe.video.decode import to_rgb
 from sam2_keyframe.video.inference_state import state_from_frame, without_bars
