@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap
 
 from benchmarks.plan import BASELINES
 from benchmarks.results import protocol, read_metrics
@@ -163,6 +162,8 @@ def interval(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, f
         sums: (N,) the sum over each video's objects.
         counts: (N,) how many these are; one each unless given.
     """
+    from scipy.stats import bootstrap  # here, so that worker processes start without it
+
     pair = np.asarray(sums, float), np.ones(np.shape(sums)) if counts is None else np.asarray(counts)
 
     def mean(sums: Any, counts: Any, axis: int = -1) -> Any:

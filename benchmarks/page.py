@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from benchmarks.compare import Group
 from benchmarks.pictures import MARKERS, PANELS, families, left_out, looks, wide
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 HTML = {"full_html": False, "include_plotlyjs": False, "config": {"responsive": True, "displaylogo": False}}
 XS = {
@@ -34,6 +35,8 @@ def write_page(path: Path, pages: Sequence[Mapping[str, Any]]) -> None:
         pages: One a group: its "group", the cells of its "table", its "rows" of figures, "videos" with J&F by run
             and video, and "pictures" of worst cases, whose files lie in "folder"/worst.
     """
+    from plotly.offline import get_plotlyjs  # here, so that worker processes start without it
+
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.jinja")
     shown = [
@@ -58,6 +61,8 @@ def _details(page: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 def plot(group: Group, rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Return the ranked runs as points, a trace a family, with a choice of axes; for each x a line joins the front."""
+    import plotly.graph_objects as go
+
     ranked = {row["method"]: row for row in rows if not row["lacking"]}
     named = families(group.ranked)
     figure = go.Figure()

@@ -191,7 +191,7 @@ def test_kept_results_are_replaced_by_label_and_never_mixed(made, tmp_path):
         keep_results([changed], file)
     assert file.read_text() == before
     file.write_text(file.read_text().replace('"jf": 12.5', '"jf": 125'))
-    with pytest.raises(ValueError, match=r"accuracy\.jf is 125, outside 0 to 100"):
+    with pytest.raises(ValueError, match=r"accuracy\.jf: 125 is greater than the maximum of 100"):
         load_groups(tmp_path)
 
 

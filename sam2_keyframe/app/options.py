@@ -39,7 +39,7 @@ def registries() -> dict[str, Mapping[str, type]]:
 
 
 def building_blocks() -> dict[str, type]:
-    """Return every class that a choice may name, by class name and by registry name; and what a `repr` names besides."""
+    """Return every class that a choice may name, by class and registry name, and what a `repr` names besides."""
     blocks: dict[str, type] = {cls.__name__: cls for cls in (sam2_keyframe.KeyframeMemory, And, Or, Not)}
     for registry in registries().values():
         blocks.update(registry)
