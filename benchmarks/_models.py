@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.app.models import SIZES, find_checkpoint, load_checkpoint, read_weights, recognise
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
 
@@ -33,7 +34,8 @@ def check_model(model: str, folder: Path) -> Path | None:
     elif model.endswith((".pt", ".pth")):
         path = Path(model)
     else:
-        raise ValueError(f"no model is called {model!r}; choose micro, {', '.join(SIZES)}, or the path of a .pt")
+        hint = did_you_mean(model, ["micro", *SIZES])
+        raise ValueError(f"no model is called {model!r}; choose micro, {', '.join(SIZES)}, or the path of a .pt{hint}")
     recognise(read_weights(path), str(path))
     return path
 

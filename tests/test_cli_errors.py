@@ -103,7 +103,7 @@ def test_files_that_may_not_grow(clip: Any, out: Path, tmp_path: Path) -> None:
     for t, frame in enumerate(clip.frames):
         Image.fromarray(frame[::4, ::4]).resize((64, 64)).save(tmp_path / f"{t}.jpg", quality=95)
     code = (
-        "import resource, signal, sys, threading; from sam2_keyframe import cli\n"
+        "import resource, signal, sys, threading; from sam2_keyframe.app import cli\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
         "code = cli.main(sys.argv[2:])\n"

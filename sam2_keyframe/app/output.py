@@ -149,7 +149,7 @@ def write_png(path: Path, image: Any) -> None:
     image.save(store, "PNG")
     try:
         path.write_bytes(store.getvalue())
-    except OSError:
+    except BaseException:
         path.unlink(missing_ok=True)
         raise
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import signal
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sam2_keyframe.app import pictures
 from sam2_keyframe.app.draw import Pixels, need
 from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
+from sam2_keyframe.app.signals import Stopped, reason, requests
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.methods import KeyframeMemory
 from sam2_keyframe.plugin import memory_stats, wrap
@@ -32,12 +32,10 @@ from sam2_keyframe.video.source import FrameSource, init_state, without_bars
 OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
 """What a run writes."""
 
-CTRL_C = "stopped by Ctrl-C"
-
 FPS = 24.0
 """Of the overlay, where the source does not say."""
 
-SHOWN = 6
+SHOWN = 12
 """Objects in `memory.png`, at most."""
 
 
@@ -54,12 +52,14 @@ class Report:
         seconds: Time it took.
         stats: Memory statistics by object.
         stopped: Why it ended early; "" when it did not.
+        signal: Number of the signal that ended it; 0 when none did.
     """
 
     frames: int = 0
     seconds: float = 0.0
     stats: dict[int, MemoryStats] = field(default_factory=dict)
     stopped: str = ""
+    signal: int = 0
 
 
 def track(
@@ -72,10 +72,14 @@ def track(
     name: str = "",
     stamp: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    mask_names: Sequence[str] | None = None,
+    overlay: bool = True,
+    draw: bool = True,
 ) -> Report:
     """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
 
-    Ctrl-C, a frame that cannot be read and a full disk end the run early: what was written so far stays, and is whole.
+    Ctrl-C, SIGTERM, a frame that cannot be read and a full disk end the run early: what was written so far stays, and
+    is whole.
 
     Args:
         predictor: A SAM 2 video predictor.
@@ -86,6 +90,9 @@ def track(
         name: Of the method, for pictures.
         stamp: A warning across the overlay.
         progress: Called with frames done and to do.
+        mask_names: What each frame's mask is called; None: 00000, 00001, ...
+        overlay: Whether `overlay.mp4` is written.
+        draw: Whether `timeline.png` and `memory.png` are.
 
     Raises:
         ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
@@ -97,32 +104,37 @@ def track(
     names = (
         list(dict.fromkeys([*(scorer.name for scorer in method.scorers()), *BASE_SCORES])) if method.observes else []
     )
+    mask_names = [f"{t:05d}" for t in range(len(source))] if mask_names is None else mask_names
     (folder / "masks").mkdir()
     state = new_state(predictor, source)
     try:
         with (
             closing(Table(folder / TABLE, names)) as table,
-            closing(Video(folder / "overlay.mp4", source.fps or FPS)) as video,
+            closing(Video(folder / "overlay.mp4", source.fps or FPS)) if overlay else nullcontext() as video,
             wrap(predictor, method, keep_masks=False),  # masks are written as they come, and no frame is gone back to
             record(predictor, state, folder / RECORDING),
-            _interrupts() as interrupted,
+            requests() as stop,
         ):
             for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts):
                 labels = pictures.label_map(obj_ids, logits)
                 report.stats = memory_stats(state)
                 rows = {obj_id: _row(report.stats.get(obj_id), t) for obj_id in obj_ids}
-                write_mask(folder / "masks" / f"{t:05d}.png", labels)
+                write_mask(folder / "masks" / f"{mask_names[t]}.png", labels)
                 for obj_id, row in rows.items():
                     table.add(t, obj_id, row)
-                caption = _caption(name, t, rows, report.stats)
-                video.add(np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp)))
+                if video is not None:
+                    caption = _caption(name, t, rows, report.stats)
+                    video.add(np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp)))
                 report.frames += 1
                 progress(report.frames, len(source) - first)
-                if interrupted.is_set():
-                    report.stopped = CTRL_C
+                if stop.number:
+                    report.signal, report.stopped = stop.number, reason(stop.number)
                     break
-        if any(each.rows for each in report.stats.values()):
-            _draw(source, report.stats, method, prompts, folder, name)
+        if draw and any(each.rows for each in report.stats.values()):
+            try:
+                _draw(source, report.stats, method, prompts, folder, name, mask_names)
+            except Stopped as error:  # the rest is whole
+                report.signal, report.stopped = error.number, str(error)
     except (FrameError, OSError) as error:
         if not report.frames:
             raise
@@ -169,24 +181,35 @@ def check_source(path: Path, source: FrameSource) -> None:
     """Refuse, before anything is written, a video whose frames will not all be had, as far as that can be told early.
 
     Raises:
-        FrameError: The first or the last frame cannot be read, or a folder's pictures differ in size.
+        FrameError: A folder's pictures differ in size, or the first or the last frame cannot be read.
     """
+    if path.is_dir():
+        _check_sizes(folder_images(path)[: len(source)])
     read_frame(source, len(source) - 1)
-    first = read_frame(source, 0)
-    if not path.is_dir():
-        return
+    read_frame(source, 0)
+
+
+def _check_sizes(images: Sequence[Path]) -> None:
+    """Refuse pictures of several sizes; the odd one is the first whose size is not that of most.
+
+    Raises:
+        FrameError: They differ, or one cannot be read.
+    """
     module = need("PIL.Image")
-    for picture in folder_images(path)[: len(source)]:
+    sizes: dict[Path, tuple[int, int]] = {}
+    for path in images:
         try:
-            with module.open(picture) as image:
-                size = image.size
+            with module.open(path) as image:
+                sizes[path] = image.size
         except OSError:
-            raise FrameError(f"{picture} is not a picture that can be read; replace it or take it away") from None
-        if size != first.shape[1::-1]:
-            raise FrameError(
-                f"{picture} has {size[0]} x {size[1]} pixels, the first frame {first.shape[1]} x {first.shape[0]}; "
-                "give frames of one size"
-            )
+            raise FrameError(f"{path} is not a picture that can be read; replace it or take it away") from None
+    (most, count), *_ = Counter(sizes.values()).most_common(1)
+    odd = next((path for path, size in sizes.items() if size != most), None)
+    if odd is not None:
+        raise FrameError(
+            f"{odd} has {sizes[odd][0]} x {sizes[odd][1]} pixels, {count} of the {len(sizes)} frames have {most[0]} x "
+            f"{most[1]}; give frames of one size"
+        )
 
 
 def read_frame(source: FrameSource, t: int) -> Pixels:
@@ -216,26 +239,6 @@ def _precision(device: torch.device) -> Any:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that no file is cut short; the second one interrupts as ever."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _row(stats: MemoryStats | None, frame_idx: int) -> FrameStats | None:
     """Return an object's row of a frame; None on a prompted frame, which SAM 2 does not track."""
     last = stats.last if stats is not None else None
@@ -261,13 +264,14 @@ def _draw(
     prompts: Sequence[Prompt],
     folder: Path,
     name: str,
+    mask_names: Sequence[str],
 ) -> None:
     """Write `timeline.png` and `memory.png`."""
     write_png(folder / "timeline.png", pictures.timeline(stats, keep=method.keep, title=f"method: {name}"))
     module = need("PIL.Image")
 
     def mask(t: int, obj_id: int) -> NDArray[Any]:
-        path = folder / "masks" / f"{t:05d}.png"
+        path = folder / "masks" / f"{mask_names[t]}.png"
         ids: NDArray[Any] = np.asarray(module.open(path)).astype(np.int32)
         return np.where(ids == obj_id, ids, 0)
 

@@ -215,7 +215,9 @@ class VideoFile:
         try:
             self._container = av.open(str(Path(self._path).absolute()))  # "12:30.mp4" alone would be a protocol
             self._stream = self._container.streams.video[0]
-        except (av.FFmpegError, IndexError) as error:
+        except IndexError:
+            raise ValueError(f"{self.name} holds no video, only other streams such as sound; give a video") from None
+        except av.FFmpegError as error:
             raise ValueError(
                 f"{self.name} cannot be opened as a video ({error}); if it was cut short or copied in part, "
                 "fetch it again, or give a folder of images"
