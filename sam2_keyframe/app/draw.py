@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +24,12 @@ COLOURS: tuple[Colour, ...] = (
     (255, 235, 90),
     (0, 215, 220),
     (255, 130, 60),
+    (160, 120, 80),
+    (120, 130, 255),
+    (170, 210, 60),
+    (255, 150, 215),
 )
-"""Colours of objects 1, 2, ... in pictures; they repeat after eight."""
+"""Colours of objects 1, 2, ... in pictures; they repeat after twelve."""
 
 INK, PAPER, WARNING = (30, 32, 36), (255, 255, 255), (190, 30, 40)
 
@@ -37,9 +42,9 @@ def need(module: str) -> Any:
         raise ImportError(f"pictures need {module.split('.')[0]}: pip install 'sam2-keyframe[video]'") from error
 
 
-def colour_of(obj_id: int) -> Colour:
-    """Return the colour of an object in pictures."""
-    return COLOURS[(obj_id - 1) % len(COLOURS)]
+def colour_of(obj_id: Any, place: int = 0) -> Colour:
+    """Return the colour of an object in pictures: by its id, or by its place among others where that is no number."""
+    return COLOURS[(int(obj_id) - 1 if isinstance(obj_id, Integral) else place) % len(COLOURS)]
 
 
 def tint(pixels: Pixels, mask: NDArray[np.bool_], colour: Colour, opacity: float, line: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = brief((str(error) or type(error).__name__).split(". ")[0])
+        other = not zipfile.is_zipfile(path)
+        reason = "another format" if other else brief((str(error) or type(error).__name__).split(". ")[0])
         raise ValueError(
             f"--model {path}: not a file of weights, or a damaged one ({reason}); get it from {DOWNLOAD}"
         ) from None

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sam2_keyframe._checks import brief
 from sam2_keyframe.app import pictures
-from sam2_keyframe.app.draw import Pixels, need
+from sam2_keyframe.app.draw import INK, Pixels, need, write
 from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
 from sam2_keyframe.app.signals import Stopped, reason, requests
@@ -35,8 +36,11 @@ OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDIN
 FPS = 24.0
 """Of the overlay, where the source does not say."""
 
-SHOWN = 12
-"""Objects in `memory.png`, at most."""
+SHOWN, FEW = 12, 4
+"""Objects in `memory.png`, at most; of more than a few, one moment each."""
+
+LINE = 30
+"""Height of the line under them, in pixels."""
 
 
 class FrameError(ValueError):
@@ -275,6 +279,7 @@ def _draw(
         ids: NDArray[Any] = np.asarray(module.open(path)).astype(np.int32)
         return np.where(ids == obj_id, ids, 0)
 
+    shown = [(obj_id, each) for obj_id, each in stats.items() if each.rows][:SHOWN]
     frames = functools.lru_cache(maxsize=64)(functools.partial(read_frame, source))
     strips = [
         pictures.filmstrip(
@@ -284,13 +289,18 @@ def _draw(
             prompts=sorted(prompt.frame_idx for prompt in prompts if prompt.obj_id == obj_id),
             title=f"object {obj_id}: frames that SAM 2 attends to  (frame, age: significance)",
             name=name,
+            moments=[each.rows[-1].frame_idx] if len(shown) > FEW else None,
         )
-        for obj_id, each in list(stats.items())[:SHOWN]
-        if each.rows
+        for obj_id, each in shown
     ]
-    sheet = module.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
+    left_out = [obj_id for obj_id in stats if obj_id not in dict(shown)]
+    height = sum(strip.height for strip in strips) + (LINE if left_out else 0)
+    sheet = module.new("RGB", (max(strip.width for strip in strips), height), "white")
     top = 0
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
+    if left_out:
+        count = f"{len(left_out)} more object{'s are' if len(left_out) > 1 else ' is'} not drawn"
+        write(sheet, (8, top + 4), f"{count}: {brief(', '.join(map(str, left_out)), 80)}", 15, INK)
     write_png(folder / "memory.png", sheet)
