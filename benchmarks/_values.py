@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import sam2_keyframe
+from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.bank import compression
 from sam2_keyframe.rules import filters
 
@@ -66,7 +67,7 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         kind = _STRATEGIES.get(node.func.id)
         if kind is None:
-            raise ValueError(f"sam2_keyframe has no strategy {node.func.id}")
+            raise ValueError(f"sam2_keyframe has no strategy {node.func.id}{did_you_mean(node.func.id, _STRATEGIES)}")
         if any(keyword.arg is None for keyword in node.keywords):
             raise ValueError("arguments behind ** are not read; name each one")
         keywords = {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}

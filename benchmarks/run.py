@@ -144,8 +144,8 @@ def make_plan(options: argparse.Namespace, methods: Sequence[tuple[str, list[str
         choices = dict(map(parse_pair, replacements))
         if len(choices) < len(replacements):
             raise ValueError(f"{label}: a choice is given twice; give it once")
-        method = make_method(name, **choices)
         try:
+            method = make_method(name, **choices)
             method.check_fits(slots)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 
 from benchmarks._values import split_values
@@ -18,7 +19,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", nargs="+", default=[], help="methods to run as they are, beside stock and window")
     parser.add_argument("--base", default="keyframe", help="method that the grid varies (default: %(default)s)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a choice that the whole grid has"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a choice of --base, in all of its grid"
     )
     parser.add_argument(
         "--grid",
@@ -33,7 +34,13 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_sweep(options: argparse.Namespace) -> int:
     """Run the sweep; returns the exit code."""
-    return execute(options, combinations(options.method, options.base, options.set, options.grid), not options.timed)
+    methods = combinations(options.method, options.base, options.set, options.grid)
+    if options.set and options.method:
+        sys.stderr.write(
+            f"note: --set {' '.join(options.set)} is for --base {options.base} alone; {', '.join(options.method)} "
+            "and the baselines run as they are\n"
+        )
+    return execute(options, methods, not options.timed)
 
 
 def combinations(

@@ -231,7 +231,7 @@ class KeyframeMemory:
         if coded > slots:
             if coded == self.recent:
                 raise ValueError(
-                    f"the newest {coded} frames (recent={coded}; of the method fifo, capacity={coded}) are more than "
+                    f"the newest {coded} frames (recent={coded}, which fifo calls capacity) are more than "
                     f"the {slots} memories (num_maskmem - 1) that this SAM 2 has temporal codes for: choose at most "
                     f"{slots}"
                 )

@@ -234,4 +234,5 @@ def test_weights_of_another_model_are_refused(folder: Path, out: Path, tmp_path:
         torch.save(stored, tmp_path / "other.pt")
         refused(capsys, track(folder, out, "--point", "5,5", "--model", tmp_path / "other.pt"), "other.pt", *words)
     (tmp_path / "other.pt").write_bytes(b"not weights")
-    refused(capsys, track(folder, out, "--point", "5,5", "--model", tmp_path / "other.pt"), "other.pt", "not a file of weights")
+    code = track(folder, out, "--point", "5,5", "--model", tmp_path / "other.pt")
+    refused(capsys, code, "other.pt", "not a file of weights")

@@ -66,11 +66,10 @@ def test_soft_edges_are_no_objects(kind: str, tmp_path: Path) -> None:
     assert (found[1] != HARD).mean() < 0.02
 
 
-@pytest.mark.parametrize(("name", "options"), [("m.jpg", {}), ("m.webp", {"quality": 80}), ("m.jp2", {}), ("m.tif", {})])
-def test_lossy_formats_are_refused_and_read_as_one_object(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    kept = {"compression": "jpeg"} if name == "m.tif" else options
+@pytest.mark.parametrize("name", ["m.jpg", "m.webp", "m.jp2", "m.tif"])
+def test_lossy_formats_are_refused_and_read_as_one_object(name: str, tmp_path: Path) -> None:
     try:
-        ellipse().save(tmp_path / name, **kept)
+        ellipse().save(tmp_path / name, **({"compression": "jpeg"} if name == "m.tif" else {}))
     except (KeyError, OSError):
         pytest.skip("this Pillow does not write it")
     with pytest.raises(ValueError, match=r"whose compression changes values.*--binary"):

@@ -25,6 +25,9 @@ from sam2_keyframe.methods import METHODS, make_method
 TRACEBACK = "SAM2_KEYFRAME_TRACEBACK"
 """Environment variable: set, errors show where they come from."""
 
+LISTED = 12
+"""Objects that the summary of a run names."""
+
 LOG_EVERY = 15.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -159,7 +162,10 @@ def _summary(out: Path, report: Any, method: str, total: int) -> None:
         f"tracked {objects} object{'s' * (objects != 1)} through {report.frames} of {total} frames in "
         f"{report.seconds:.1f} s with the method {method!r}"
     )
-    for obj_id, stats in report.stats.items():
+    for place, (obj_id, stats) in enumerate(report.stats.items()):
+        if place == LISTED:
+            say(f"  ... and {objects - LISTED} more objects: see frames.csv")
+            break
         if stats.last is not None:
             now, alone = stats.last.memory, stats.last.stock
             keyframes = f"{stats.keyframes} keyframe{'s' * (stats.keyframes != 1)}, {len(stats.last.keyframes)} held"
