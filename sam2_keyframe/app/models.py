@@ -158,8 +158,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        other = not zipfile.is_zipfile(path)
-        reason = "another format" if other else brief((str(error) or type(error).__name__).split(". ")[0])
+        reason = brief((str(error) or type(error).__name__).split(". ")[0]) if _of_torch(path) else "another format"
         raise ValueError(
             f"--model {path}: not a file of weights, or a damaged one ({reason}); get it from {DOWNLOAD}"
         ) from None
@@ -169,6 +168,15 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             f"--model {path}: not in SAM 2's format, a dict whose 'model' holds the weights; see {DOWNLOAD}"
         )
     return weights
+
+
+def _of_torch(path: Path) -> bool:
+    """Return whether a file is laid out as torch saves them."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name.endswith("data.pkl") for name in file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def recognise(weights: Mapping[str, Tensor], path: str) -> str:

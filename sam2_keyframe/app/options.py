@@ -56,7 +56,7 @@ def local_path(text: str) -> Path:
         ArgumentTypeError: It is an address.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        raise argparse.ArgumentTypeError(f"{text} is an address; download it first and give the file")
+        raise argparse.ArgumentTypeError(f"{text} is an address; give a path here (download it first)")
     return Path(text)
 
 

@@ -34,7 +34,7 @@ def add_parser(commands: Any, say: Callable[[str], None]) -> None:
         help=f"a run's folder or its {RECORDING}; or a folder of PNGs of object ids, from anywhere",
     )
     run.add_argument("--binary", action="store_true", help=BINARY_HELP)
-    run.add_argument("--out", type=Path, required=True, help=f"folder for {', '.join(OUTPUTS)}")
+    run.add_argument("--out", type=local_path, required=True, help=f"folder for {', '.join(OUTPUTS)}")
     run.add_argument("--method", default="keyframe", help=f"{', '.join(METHODS)} (default: keyframe)")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: keep=0.2")
 
