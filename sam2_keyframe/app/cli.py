@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="weights for an official size; without it, checkpoints/ is searched"
     )
     run.add_argument("--image-size", type=int, help="side of the square that the model sees (official models: 1024)")
-    run.add_argument("--out", type=local_path, required=True, help="folder for masks/, overlay.mp4, frames.csv and pictures")
+    run.add_argument(
+        "--out", type=local_path, required=True, help="folder for masks/, overlay.mp4, frames.csv and pictures"
+    )
     run.add_argument("--mask", action="append", default=[], metavar="[FRAME:]FILE.png", help="palette ids are objects")
     run.add_argument("--binary", action="store_true", help=BINARY_HELP)
     run.add_argument("--box", action="append", default=[], metavar="[OBJ@FRAME:]x0,y0,x1,y1")
@@ -112,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     add_parser(commands, say)
     demo = commands.add_parser("demo", help="watch stock and keyframe memory on a generated clip, in under a minute")
     demo.set_defaults(run=_demo)
-    demo.add_argument("--out", type=local_path, default=Path("demo-out"), help="folder for the results (default: demo-out)")
+    demo.add_argument(
+        "--out", type=local_path, default=Path("demo-out"), help="folder for the results (default: demo-out)"
+    )
     listing = commands.add_parser("list", help="print methods, scorers, filters, eviction rules and codecs")
     listing.set_defaults(run=_list)
     return parser
