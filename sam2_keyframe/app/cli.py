@@ -80,6 +80,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from sam2_keyframe import __version__
+    from sam2_keyframe.app.exports import FILES
     from sam2_keyframe.app.masks import BINARY_HELP
     from sam2_keyframe.app.models import CHOICES, default_device
     from sam2_keyframe.app.options import local_path
@@ -108,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: 'scorer=MaskIoU()'"
     )
     run.add_argument("--frames", type=int, help="track the first FRAMES frames only")
+    run.add_argument(
+        "--export", action="append", default=[], metavar="KIND", help=f"masks for other tools, too: {', '.join(FILES)}"
+    )
     run.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     run.add_argument("--no-pictures", action="store_true", help="write no timeline.png and memory.png")
     run.add_argument("--device", default=None, help=f"cpu, cuda, cuda:1, ... (default here: {default_device()})")
@@ -124,18 +128,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _track(options: argparse.Namespace) -> int:
     from sam2_keyframe.app import models, output, track
-    from sam2_keyframe.app.masks import frame_names
+    from sam2_keyframe.app.exports import check_exports
+    from sam2_keyframe.app.masks import file_names, frame_names
     from sam2_keyframe.app.options import parse_prompts, parse_set
     from sam2_keyframe.video.source import FrameSource
 
     if options.model is None:
         raise ValueError(f"--model is missing: choose {models.CHOICES}")
+    exports = check_exports(options.export)
     choices = parse_set(options.set)
     method = make_method(options.method, **choices)
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
     with (
-        output.new_folder(options.out, track.OUTPUTS) as folder,
+        output.new_folder(options.out, track.WRITTEN) as folder,
         FrameSource(options.source, num_frames=options.frames) as source,
     ):
         track.check_source(options.source, source)
@@ -151,6 +157,7 @@ def _track(options: argparse.Namespace) -> int:
             name=options.method, stamp=stamp, progress=Progress("tracking"),
             mask_names=frame_names(options.source, len(source)),
             overlay=not options.no_overlay, draw=not options.no_pictures,
+            exports=exports, file_names=file_names(options.source, len(source)),
         )  # fmt: skip
         total = len(source) - prompts[0].frame_idx
     _summary(options.out, report, options.method, total)

@@ -34,12 +34,13 @@ COLOURS: tuple[Colour, ...] = (
 INK, PAPER, WARNING = (30, 32, 36), (255, 255, 255), (190, 30, 40)
 
 
-def need(module: str) -> Any:
+def need(module: str, extra: str = "video") -> Any:
     """Return a module of an extra; ImportError names the pip line."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"pictures need {module.split('.')[0]}: pip install 'sam2-keyframe[video]'") from error
+        what = "pictures need" if extra == "video" else "this needs"
+        raise ImportError(f"{what} {module.split('.')[0]}: pip install 'sam2-keyframe[{extra}]'") from error
 
 
 def colour_of(obj_id: Any, place: int = 0) -> Colour:

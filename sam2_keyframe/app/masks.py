@@ -36,6 +36,13 @@ def frame_names(source: Path, frames: int) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [picture.name for picture in pictures]
 
 
+def file_names(source: Path, frames: int) -> list[str]:
+    """Return what a video's frames are called as files: a folder's are, else 00000.jpg, 00001.jpg, ..."""
+    if source.is_dir():
+        return [picture.name for picture in folder_images(source)[:frames]]
+    return [f"{t:05d}.jpg" for t in range(frames)]
+
+
 def read_mask(path: Path, size: tuple[int, int], binary: bool = False) -> dict[int, NDArray[np.bool_]]:
     """Return the objects of a mask picture by id: palette or grey values; one mask of 0 and 255 is object 1.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sam2_keyframe._checks import brief
 from sam2_keyframe.app import pictures
 from sam2_keyframe.app.draw import INK, Pixels, need, write
+from sam2_keyframe.app.exports import FILES, export, saved_masks
 from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
 from sam2_keyframe.app.signals import Stopped, reason, requests
@@ -31,7 +32,10 @@ from sam2_keyframe.video.decode import folder_images
 from sam2_keyframe.video.source import FrameSource, init_state, without_bars
 
 OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
-"""What a run writes."""
+"""What a run writes, unless told otherwise."""
+
+WRITTEN = (*OUTPUTS, *FILES.values())
+"""What a run may write."""
 
 FPS = 24.0
 """Of the overlay, where the source does not say."""
@@ -79,6 +83,8 @@ def track(
     mask_names: Sequence[str] | None = None,
     overlay: bool = True,
     draw: bool = True,
+    exports: Sequence[str] = (),
+    file_names: Sequence[str] | None = None,
 ) -> Report:
     """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
 
@@ -97,6 +103,8 @@ def track(
         mask_names: What each frame's mask is called; None: 00000, 00001, ...
         overlay: Whether `overlay.mp4` is written.
         draw: Whether `timeline.png` and `memory.png` are.
+        exports: More forms of the masks, of `exports.FILES`.
+        file_names: What the frames are called in them; None: as the masks, with `.jpg`.
 
     Raises:
         ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
@@ -134,11 +142,15 @@ def track(
                 if stop.number:
                     report.signal, report.stopped = stop.number, reason(stop.number)
                     break
-        if draw and any(each.rows for each in report.stats.values()):
-            try:
+        try:
+            if exports:
+                saved = functools.partial(saved_masks, folder / "masks", mask_names)
+                called = [f"{each}.jpg" for each in mask_names] if file_names is None else file_names
+                export(saved, called, folder, exports, source.fps or FPS)
+            if draw and any(each.rows for each in report.stats.values()):
                 _draw(source, report.stats, method, prompts, folder, name, mask_names)
-            except Stopped as error:  # the rest is whole
-                report.signal, report.stopped = error.number, str(error)
+        except Stopped as error:  # the rest is whole
+            report.signal, report.stopped = error.number, str(error)
     except (FrameError, OSError) as error:
         if not report.frames:
             raise
