@@ -334,7 +334,6 @@ class VideoFile:
         vars(self).update(state)
         if not os.path.exists(self._path):
             raise FileNotFoundError(f"{self._path!r} does not exist here; a saved frame source needs the file it reads")
-        self._lost = []
         self._open()
         self._restart(0)
 
@@ -371,6 +370,7 @@ class VideoFile:
         packets: list[tuple[int | None, bool]] = []  # of the frames to show, in the order of decoding
         total, sized, end, order, last = 0, 0, 0.0, True, None
         lead: tuple[int, int | None] | None = None  # packets before the first key frame, and its time
+        gaps: list[int] = []
         codec = self._stream.codec_context.name
         with contextlib.suppress(*_broken()):  # where the file was cut
             for packet in self._container.demux():
@@ -387,6 +387,8 @@ class VideoFile:
                 sized += 1
                 if packet.dts is not None:
                     order, last = order and (last is None or packet.dts >= last), packet.dts
+                if packet.is_corrupt:
+                    gaps.append(len(packets))
                 if not packet.is_discard and _shows(codec, packet):
                     packets.append((packet.pts, packet.is_keyframe))
         if not packets:
@@ -404,6 +406,8 @@ class VideoFile:
             self._leave_out(first)
         if not self._keys or self._keys[0] != 0:
             self._keys.insert(0, 0)
+        if self._timed:
+            self._lose(packets, gaps)
         self._time(end, total)
 
     def _leave_out(self, first: int | None) -> None:
@@ -412,6 +416,7 @@ class VideoFile:
         Args:
             first: Time stamp of the first key frame; frames before it refer to what is not there.
         """
+        self._since = first if self._timed else None
         self._restart(0)
         if self._timed:
             stamps = (frame.pts for frame in self._probe())
@@ -421,7 +426,6 @@ class VideoFile:
             found = sum(1 for _ in self._probe())
             left_out = self._readable - found if found else 0
         if left_out > 0:
-            self._since = first if self._timed else None
             self._readable -= left_out
             self._pts = self._pts[left_out:] if self._timed else self._pts
             self._keys = [key - left_out for key in self._keys if key >= left_out] if self._timed else self._keys
@@ -429,6 +433,21 @@ class VideoFile:
                 f"{self.name} begins between key frames: its first {left_out} frames cannot be decoded and are left "
                 "out, so that frame 0 is the one after them"
             )
+
+    def _lose(self, packets: list[tuple[int | None, bool]], gaps: list[int]) -> None:
+        """Note the frames about which packets of a transport stream were lost: decoders paint over that in silence.
+
+        FFmpeg marks the packet before the gap, so that the one after it may be cut: only the key frame after that one
+        is sure to be whole.
+        """
+        for gap in gaps:
+            key = next((i for i in range(gap + 2, len(packets)) if packets[i][1]), len(packets))
+            stamps = [pts for pts, _ in packets[gap:key] if pts is not None]
+            after = packets[key][0] if key < len(packets) else None
+            end = len(self._pts) if after is None else bisect.bisect_left(self._pts, after)
+            if stamps:
+                lost = range(bisect.bisect_left(self._pts, min(stamps)), end)
+                self._lost.append((lost, "its data are damaged (packets of the recording were lost)"))
 
     def _probe(self) -> Iterator[Any]:
         """Decode from the start on, whatever fails on the way."""
@@ -457,13 +476,19 @@ class VideoFile:
                 if self.fps is None or abs(mean * self.fps - 1) > 0.05:
                     self.fps = 1 / mean
                 step = statistics.median(gaps)
-        # The header of an MP4 or AVI names more frames than can be read when the file was cut short, that of a
-        # Matroska or FLV file a longer time.
-        self._missing = max(0, self._stream.frames - total)
-        if self._container.format.name in ("matroska,webm", "flv", "asf") and self._container.duration:
-            short = self._container.duration / 1e6 - end
-            if short > max(0.25, 2 * step):
-                self._missing = max(self._missing, 1, round(short / step))
+        # The header of a file that was cut short names more frames, in MP4, or a longer time than can be read.
+        self._missing, self._cut, form = 0, "", self._container.format.name
+        if form.startswith("mov"):
+            self._missing = max(0, self._stream.frames - total)
+            self._cut = f"the file was cut short after {self._readable} of its {len(self)} frames"
+            return
+        length = self._container.duration if form in ("matroska,webm", "flv", "asf") else None
+        seconds = length / 1e6 if length else 0.0
+        if form == "avi" and base is not None:
+            seconds = float(self._stream.frames * base)
+        if seconds - end > max(0.25, 2 * step):
+            self._missing = 1  # at least
+            self._cut = f"the file was cut short after {self._readable} frames, {end:.2f} of its {seconds:.2f} seconds"
 
     def __len__(self) -> int:
         return self._readable + self._missing
@@ -531,7 +556,7 @@ class VideoFile:
     def read(self, t: int) -> Frame:
         """Return frame `t`, going on from the last one read or from the nearest key frame before `t`."""
         if t >= self._readable:
-            raise RuntimeError(f"the file was cut short after {self._readable} of its {len(self)} frames")
+            raise RuntimeError(self._cut)
         for lost, reason in self._lost:
             if t in lost:
                 raise RuntimeError(reason)
