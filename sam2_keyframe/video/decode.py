@@ -317,6 +317,7 @@ class VideoFile:
         self.times: Sequence[float] = ()
         self._lost: list[tuple[range, str]] = []
         self._threaded = True
+        self._frames: Iterator[Any] = iter(())
         self._since: int | None = None
         self._open()
         try:
@@ -332,6 +333,7 @@ class VideoFile:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._frames = iter(())
         if not os.path.exists(self._path):
             raise FileNotFoundError(f"{self._path!r} does not exist here; a saved frame source needs the file it reads")
         self._open()
@@ -343,7 +345,7 @@ class VideoFile:
         except ImportError as error:
             raise ImportError("reading video files needs PyAV; install it with: pip install av") from error
         try:
-            self._container = av.open(self._path, metadata_errors="replace")
+            self._container: Any = av.open(self._path, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise ValueError(
                 f"{self.name} cannot be opened as a video ({error}); if it was cut short or copied in part, "
@@ -358,7 +360,7 @@ class VideoFile:
                 f"{self.name} cannot be opened as a video (it holds {kinds}); if it was cut short or copied in part, "
                 "fetch it again, or give a folder of images"
             )
-        self._stream = videos[0]
+        self._stream: Any = videos[0]
         self._stream.thread_type = "AUTO" if self._threaded else "NONE"
         if not self._threaded:
             self._stream.codec_context.thread_count = 1
@@ -565,16 +567,16 @@ class VideoFile:
         starts = [self._keys[i] for i in (at, max(at - 1, 0))] + [0]
         if self._next <= t and (key <= self._next or t - self._next <= _SKIM):
             starts.insert(0, -1)
-        failure: Exception | None = None
+        failure, transient = "", False  # the error itself would keep the decoder alive by its traceback
         for start in dict.fromkeys(starts):
-            if start == 0 and at > 1 and failure is not None:
+            if start == 0 and at > 1 and failure:
                 break  # the decoder failed twice: it is not that a seek missed its frame
             try:
                 if start >= 0:
                     self._restart(start)
                 pixels = self._decode_to(t)
             except Exception as error:  # FFmpeg's many kinds; the decoder cannot go on from where it is
-                failure, pixels = error, None
+                failure, transient, pixels = f" ({error})", isinstance(error, OSError), None
             if pixels is not None:
                 return pixels
             self._next = len(self) + 1
@@ -583,18 +585,23 @@ class VideoFile:
                 self.close()
                 self._open()
                 return self.read(t)
-        reason = "its data are damaged" if failure is None else f"its data are damaged ({failure})"
-        if not isinstance(failure, OSError):  # what refers to it is lost, too
+        reason = f"its data are damaged{failure}"
+        if not transient:  # what refers to it is lost, too
             after = self._keys[at + 1] if at + 1 < len(self._keys) else self._readable
             self._lost.append((range(t, after), reason))
         raise RuntimeError(reason)
 
     def close(self) -> None:
         """Close the file."""
+        if self._container is None:
+            return
+        self._frames = iter(())
         with contextlib.suppress(*_broken()):
             # Freeing a decoder waits for its threads with Python's lock held; here they come to rest without it.
             self._stream.codec_context.flush_buffers()
         self._container.close()
+        # Freed now, not by the garbage collector of a process forked from this one, which has no such threads.
+        self._stream = self._container = None
 
     def abandon(self) -> None:
         """Keep what a forked process inherited for ever: freeing a decoder would wait for threads it has not."""

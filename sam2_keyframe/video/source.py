@@ -44,6 +44,8 @@ def normalise(frame: Tensor, device: torch.device) -> Tensor:
     Source: sam2/utils/misc.py `load_video_frames_from_jpg_images`, as a table of the 768 values it can give.
     """
     table, offset = _lookup(device)
+    if device.type == "cpu":  # NumPy's take has no threads, which a forked process has not either
+        return torch.from_numpy(table.numpy().take(frame.numpy() + offset.numpy()))
     return table.index_select(0, (frame.to(device) + offset).flatten()).view(frame.shape)
 
 

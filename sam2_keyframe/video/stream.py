@@ -135,7 +135,7 @@ class Stream:
             RuntimeError: The stream is closed.
             ValueError: The frame is of another size or no image, or a prompt is malformed or off the frame; the frame
                 then counts as not given.
-            TypeError: The frame is no image at all.
+            TypeError: The frame is no image at all, or prompts are not given by object id.
         """
         rgb = to_rgb(frame)
         prompts = read_prompts(masks, points, boxes, rgb.shape[:2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import os
 import threading
 import warnings
@@ -244,6 +245,8 @@ _WINDOWS: weakref.WeakSet[Window] = weakref.WeakSet()
 
 
 def _fork() -> None:
+    if _WINDOWS:
+        gc.freeze()  # decoders that the parent had dropped must not be freed here, where their threads are not
     for window in list(_WINDOWS):
         window.fork()
 
