@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: 'scorer=MaskIoU()'"
     )
+    run.add_argument(
+        "--on-error", choices=("stop", "hold", "skip"), default="stop",
+        help="at a frame that cannot be read: end there (default), repeat the last masks, or leave it out",
+    )  # fmt: skip
     run.add_argument("--frames", type=int, help="track the first FRAMES frames only")
     run.add_argument("--device", default=None, help=f"cpu, cuda, cuda:1, ... (default here: {default_device()})")
     add_parser(commands, say)
@@ -115,7 +120,14 @@ def _track(options: argparse.Namespace) -> int:
         output.new_folder(options.out, track.OUTPUTS) as folder,
         FrameSource(options.source, num_frames=options.frames) as source,
     ):
-        track.check_source(options.source, source)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            if options.on_error == "stop":
+                track.check_source(options.source, source)
+            else:
+                track.read_frame(source, 0)
+        for note in notes:
+            say(f"note: {note.message}")
         prompts = parse_prompts(options.mask, options.box, options.point, frames=len(source), size=source.size)
         device = options.device or models.default_device()
         predictor, stamp = models.load_model(options.model, device, options.checkpoint, options.image_size)
@@ -123,10 +135,15 @@ def _track(options: argparse.Namespace) -> int:
             say(f"note: {stamp}")
         report = track.track(
             predictor, source, method, prompts, folder,
-            name=options.method, stamp=stamp, progress=Progress("tracking"),
+            name=options.method, stamp=stamp, on_error=options.on_error, progress=Progress("tracking"),
         )  # fmt: skip
         total = len(source) - prompts[0].frame_idx
     _summary(options.out, report, options.method, total)
+    if report.lost:
+        done = "skipped" if options.on_error == "skip" else "held, and left out at the end"
+        say(
+            f"note: {len(report.lost)} of {total} frames could not be read and were {done}, from frame {report.lost[0]} on"
+        )
     if not report.stopped:
         return 0
     _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")

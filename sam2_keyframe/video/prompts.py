@@ -55,7 +55,9 @@ def _mask(obj_id: Any, mask: Any, size: tuple[int, int]) -> Any:
         try:
             mask = np.asarray(mask)
         except ValueError:  # rows of different lengths
-            raise ValueError(f"the mask of object {obj_id!r} is no (H, W) array; give one of the frame's size") from None
+            raise ValueError(
+                f"the mask of object {obj_id!r} is no (H, W) array; give one of the frame's size"
+            ) from None
         if mask.dtype.kind not in "biuf":
             raise ValueError(f"the mask of object {obj_id!r} holds {mask.dtype}; give an (H, W) boolean mask")
     if mask.ndim != 2:
