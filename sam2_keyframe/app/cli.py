@@ -141,9 +141,8 @@ def _track(options: argparse.Namespace) -> int:
     _summary(options.out, report, options.method, total)
     if report.lost:
         done = "skipped" if options.on_error == "skip" else "held, and left out at the end"
-        say(
-            f"note: {len(report.lost)} of {total} frames could not be read and were {done}, from frame {report.lost[0]} on"
-        )
+        lost = f"{len(report.lost)} of {total} frames could not be read"
+        say(f"note: {lost} and were {done}, from frame {report.lost[0]} on")
     if not report.stopped:
         return 0
     _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")

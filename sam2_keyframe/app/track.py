@@ -111,7 +111,9 @@ def track(
     )
     (folder / "masks").mkdir()
     timed = source.fps is not None and FPS_RANGE[0] <= source.fps <= FPS_RANGE[1]
-    last, picture = prompts[0].frame_idx - 1, None
+    last = prompts[0].frame_idx - 1
+    picture: Pixels | None = None
+    labels: NDArray[Any] = np.zeros(0, np.uint8)
     state = new_state(predictor, source)
     try:
         with (

@@ -171,10 +171,11 @@ def _in_order(files: Sequence[Path]) -> list[Path]:
     stems = [p.stem for p in files]
     with contextlib.suppress(ValueError):  # sam2/utils/misc.py sorts by int(stem)
         return sorted(files, key=lambda p: int(p.stem))
-    before = os.path.commonprefix(stems).rstrip("0123456789.,+eE")
+    before = os.path.commonprefix(stems).rstrip("0123456789.,+eE")  # noqa: RUF071 - characters are meant
     if re.search(r"(^|[\W_])-$", before):  # a sign, not the hyphen of "take-1"
         before = before[:-1]
-    after = re.sub(r"^[0-9.,]*", "", os.path.commonprefix([stem[::-1] for stem in stems])[::-1])
+    backwards = [stem[::-1] for stem in stems]
+    after = re.sub(r"^[0-9.,]*", "", os.path.commonprefix(backwards)[::-1])  # noqa: RUF071
     cores = [stem[len(before) : len(stem) - len(after)] for stem in stems]
     if not all(_NUMBER.fullmatch(core) for core in cores):
         return files

@@ -60,8 +60,8 @@ class FrameSource:
 
     Args:
         source: A video file, a folder of images (its JPEGs where it has any, in the order of the numbers in their
-            names), a (T, H, W, 3) uint8 array, a (T, 3, H, W) tensor (uint8, or float in [0, 1]), a list of images or of paths, or any iterable
-            of (H, W, 3) uint8 RGB frames. An iterable is read once, forwards.
+            names), a (T, H, W, 3) uint8 array, a (T, 3, H, W) tensor (uint8, or float in [0, 1]), a list
+            of images or of paths, or any iterable of (H, W, 3) uint8 RGB frames. An iterable is read once, forwards.
         num_frames: Number of frames, for iterables without a length; elsewhere an upper bound.
         ahead: Frames read ahead; at least 1. A window holds at most twice as many (and 3 more).
         threads: Threads that decode and resize; at least 1.
