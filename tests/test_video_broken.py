@@ -254,18 +254,22 @@ def test_exif_orientation_is_left_and_told_once(footage: np.ndarray, tmp_path: P
 
 # -- hidden frames, recordings without a beginning or an end --------------------------------------------------------
 
-ALT_REF = {"auto-alt-ref": "1", "lag-in-frames": "20", "b": "300k", "arnr-maxframes": "7", "arnr-strength": "5"}
 
-
-@pytest.mark.parametrize(("codec", "suffix"), [("libvpx", "webm"), ("libvpx", "ivf"), ("libvpx-vp9", "mkv")])
-def test_packets_without_a_picture_are_no_frames(codec: str, suffix: str, footage: np.ndarray, tmp_path: Path) -> None:
-    path = encode(tmp_path / f"whole.{suffix}", footage, codec, **ALT_REF)
-    if codec == "libvpx-vp9":
-        path = copied(path, tmp_path / "split.mkv", bsf="vp9_superframe_split")
-    with av.open(str(path)) as container:
-        assert sum(packet.size > 0 for packet in container.demux(video=0)) > len(footage)
+@pytest.mark.parametrize("suffix", ["webm", "ivf"])
+def test_packets_without_a_picture_are_no_frames(suffix: str, footage: np.ndarray, tmp_path: Path) -> None:
+    """VP8's bit that shows a frame is taken from two, as encoders do with frames that are only referred to."""
+    whole, path = encode(tmp_path / f"whole.{suffix}", footage, "libvpx", b="2M"), tmp_path / f"hidden.{suffix}"
+    with av.open(str(whole)) as a, av.open(str(path), "w") as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for t, packet in enumerate(p for p in a.demux(video=0) if p.size):
+            data = bytearray(bytes(packet))
+            data[0] &= 0xEF if t in (10, 59) else 0xFF
+            copy_ = av.Packet(bytes(data))
+            copy_.pts, copy_.dts, copy_.time_base, copy_.stream = packet.pts, packet.dts, packet.time_base, stream
+            copy_.is_keyframe = packet.is_keyframe
+            b.mux(copy_)
     with FrameSource(path) as source:
-        assert numbers(source, footage) == list(range(len(footage)))
+        assert numbers(source, footage) == [t for t in range(60) if t not in (10, 59)]
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
