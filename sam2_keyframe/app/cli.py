@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -108,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: 'scorer=MaskIoU()'"
     )
+    run.add_argument(
+        "--on-error", choices=("stop", "hold", "skip"), default="stop",
+        help="at a frame that cannot be read: end there (default), repeat the last masks, or leave it out",
+    )  # fmt: skip
     run.add_argument("--frames", type=int, help="track the first FRAMES frames only")
     run.add_argument(
         "--export", action="append", default=[], metavar="KIND", help=f"masks for other tools, too: {', '.join(FILES)}"
@@ -144,7 +149,14 @@ def _track(options: argparse.Namespace) -> int:
         output.new_folder(options.out, track.WRITTEN) as folder,
         FrameSource(options.source, num_frames=options.frames) as source,
     ):
-        track.check_source(options.source, source)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            if options.on_error == "stop":
+                track.check_source(options.source, source)
+            else:
+                track.read_frame(source, 0)
+        for note in notes:
+            say(f"note: {note.message}")
         prompts = parse_prompts(
             options.mask, options.box, options.point, frames=len(source), size=source.size, binary=options.binary
         )
@@ -154,13 +166,17 @@ def _track(options: argparse.Namespace) -> int:
             say(f"note: {stamp}")
         report = track.track(
             predictor, source, method, prompts, folder,
-            name=options.method, stamp=stamp, progress=Progress("tracking"),
+            name=options.method, stamp=stamp, on_error=options.on_error, progress=Progress("tracking"),
             mask_names=frame_names(options.source, len(source)),
             overlay=not options.no_overlay, draw=not options.no_pictures,
             exports=exports, file_names=file_names(options.source, len(source)),
         )  # fmt: skip
         total = len(source) - prompts[0].frame_idx
     _summary(options.out, report, options.method, total)
+    if report.lost:
+        done = "skipped" if options.on_error == "skip" else "held, and left out at the end"
+        lost = f"{len(report.lost)} of {total} frames could not be read"
+        say(f"note: {lost} and were {done}, from frame {report.lost[0]} on")
     if not report.stopped:
         return 0
     _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")

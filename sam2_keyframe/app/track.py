@@ -29,7 +29,8 @@ from sam2_keyframe.replay import record
 from sam2_keyframe.replay.recording import RECORDING
 from sam2_keyframe.types import BASE_SCORES
 from sam2_keyframe.video.decode import folder_images
-from sam2_keyframe.video.source import FrameSource, init_state, without_bars
+from sam2_keyframe.video.inference_state import quiet
+from sam2_keyframe.video.source import FrameSource, init_state
 
 OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
 """What a run writes, unless told otherwise."""
@@ -46,6 +47,12 @@ SHOWN, FEW = 12, 4
 LINE = 30
 """Height of the line under them, in pixels."""
 
+FPS_RANGE = (0.2, 240.0)
+"""What a source says of its frame rate is believed within these; else the overlay runs at `FPS`."""
+
+ON_ERROR = ("stop", "hold", "skip")
+"""What to do at a frame that cannot be read: end there; give it the masks of the frame before; leave it out."""
+
 
 class FrameError(ValueError):
     """A frame of the video cannot be had."""
@@ -61,6 +68,7 @@ class Report:
         stats: Memory statistics by object.
         stopped: Why it ended early; "" when it did not.
         signal: Number of the signal that ended it; 0 when none did.
+        lost: Frames that could not be read, and were held or skipped.
     """
 
     frames: int = 0
@@ -68,6 +76,7 @@ class Report:
     stats: dict[int, MemoryStats] = field(default_factory=dict)
     stopped: str = ""
     signal: int = 0
+    lost: list[int] = field(default_factory=list)
 
 
 def track(
@@ -79,6 +88,7 @@ def track(
     *,
     name: str = "",
     stamp: str = "",
+    on_error: str = "stop",
     progress: Callable[[int, int], None] = lambda done, total: None,
     mask_names: Sequence[str] | None = None,
     overlay: bool = True,
@@ -99,6 +109,8 @@ def track(
         folder: An empty folder.
         name: Of the method, for pictures.
         stamp: A warning across the overlay.
+        on_error: One of `ON_ERROR`. A frame that is held or skipped is not tracked; one is held once a later frame
+            can be read, and has no row in the table.
         progress: Called with frames done and to do.
         mask_names: What each frame's mask is called; None: 00000, 00001, ...
         overlay: Whether `overlay.mp4` is written.
@@ -118,25 +130,36 @@ def track(
     )
     mask_names = [f"{t:05d}" for t in range(len(source))] if mask_names is None else mask_names
     (folder / "masks").mkdir()
+    timed = source.fps is not None and FPS_RANGE[0] <= source.fps <= FPS_RANGE[1]
+    fps = source.fps if timed and source.fps else FPS
+    last = prompts[0].frame_idx - 1
+    picture: Pixels | None = None
+    labels: NDArray[Any] = np.zeros(0, np.uint8)
     state = new_state(predictor, source)
     try:
         with (
             closing(Table(folder / TABLE, names)) as table,
-            closing(Video(folder / "overlay.mp4", source.fps or FPS)) if overlay else nullcontext() as video,
+            closing(Video(folder / "overlay.mp4", fps)) if overlay else nullcontext() as video,
             wrap(predictor, method, keep_masks=False),  # masks are written as they come, and no frame is gone back to
             record(predictor, state, folder / RECORDING),
             requests() as stop,
         ):
-            for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts):
-                labels = pictures.label_map(obj_ids, logits)
+            for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts, on_error, report.lost):
+                if on_error == "hold" and report.frames:
+                    for gap in range(last + 1, t):
+                        write_mask(folder / "masks" / f"{mask_names[gap]}.png", labels)
+                        if video is not None and picture is not None:
+                            video.add(picture, source.time(gap) if timed else None)
+                labels, last = pictures.label_map(obj_ids, logits), t
                 report.stats = memory_stats(state)
                 rows = {obj_id: _row(report.stats.get(obj_id), t) for obj_id in obj_ids}
                 write_mask(folder / "masks" / f"{mask_names[t]}.png", labels)
                 for obj_id, row in rows.items():
-                    table.add(t, obj_id, row)
+                    table.add(t, obj_id, row, source.time(t))
                 if video is not None:
                     caption = _caption(name, t, rows, report.stats)
-                    video.add(np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp)))
+                    picture = np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp))
+                    video.add(picture, source.time(t) if timed else None)
                 report.frames += 1
                 progress(report.frames, len(source) - first)
                 if stop.number:
@@ -146,7 +169,7 @@ def track(
             if exports:
                 saved = functools.partial(saved_masks, folder / "masks", mask_names)
                 called = [f"{each}.jpg" for each in mask_names] if file_names is None else file_names
-                export(saved, called, folder, exports, source.fps or FPS)
+                export(saved, called, folder, exports, fps)
             if draw and any(each.rows for each in report.stats.values()):
                 _draw(source, report.stats, method, prompts, folder, name, mask_names)
         except Stopped as error:  # the rest is whole
@@ -167,28 +190,45 @@ def new_state(predictor: Any, source: FrameSource) -> dict[str, Any]:
 
 @torch.inference_mode()
 def sweep(
-    predictor: Any, state: dict[str, Any], source: FrameSource, prompts: Sequence[Prompt]
+    predictor: Any,
+    state: dict[str, Any],
+    source: FrameSource,
+    prompts: Sequence[Prompt],
+    on_error: str = "stop",
+    lost: list[int] | None = None,
 ) -> Iterator[tuple[int, Pixels, list[int], torch.Tensor]]:
     """Yield frame number, frame, object ids and (N, 1, H, W) mask logits, from the first prompt to the end.
 
     An object is tracked from its first prompt on: prompts are given as their frame is reached, because SAM 2 tracks
-    every object that it knows from the first prompt of any.
+    every object that it knows from the first prompt of any. Unless `on_error` is "stop", frames that cannot be read
+    are passed over and put into `lost`.
 
     Raises:
-        FrameError: A frame cannot be read.
+        FrameError: A frame cannot be read, or one with a prompt.
     """
     given = sorted({prompt.frame_idx for prompt in prompts})
     device = torch.device(predictor.device)
     for start, end in zip(given, [*given[1:], len(source)], strict=True):
         read_frame(source, start)
-        with _precision(device), without_bars():
+        with _precision(device):
             for prompt in prompts:
                 if prompt.frame_idx == start:
                     _give(predictor, state, prompt)
-        tracking = predictor.propagate_in_video(state, start_frame_idx=start, max_frame_num_to_track=end - start - 1)
+        tracking = None
         for t in range(start, end):
-            frame = read_frame(source, t)
-            with _precision(device), without_bars():
+            try:
+                frame = read_frame(source, t)
+            except FrameError:
+                if on_error == "stop":
+                    raise
+                tracking = None
+                if lost is not None:
+                    lost.append(t)
+                continue
+            if tracking is None:
+                propagate = quiet(predictor.propagate_in_video)
+                tracking = propagate(state, start_frame_idx=t, max_frame_num_to_track=end - t - 1)
+            with _precision(device):
                 _, obj_ids, logits = next(tracking)
             yield t, frame, list(obj_ids), logits
 

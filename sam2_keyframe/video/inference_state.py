@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import sys
 import tempfile
-from collections.abc import Iterator, MutableMapping
+import types
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sam2_keyframe.video.decode import Frame
 
@@ -86,9 +90,45 @@ class _WithoutBars(io.TextIOBase):
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """Hide progress bars that are made inside; warnings and messages still reach stderr."""
+    """Hide progress bars that are made inside; warnings and messages still reach stderr.
+
+    For scripts: while it lasts, `sys.stderr` is another one for all threads. The package itself uses `quiet`.
+    """
     with contextlib.redirect_stderr(_WithoutBars(sys.stderr)):
         yield
+
+
+def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a predictor's method that does the same without progress bars, which SAM 2 draws without asking.
+
+    It is a copy of the method's code in which the name `tqdm` stands for a bar that is off, and so are the functions
+    of SAM 2 that it calls by name. Nothing of the predictor, its module or the process is changed, so threads do not
+    meet. A method that was put on the predictor itself is returned as it is.
+    """
+    function = getattr(method, "__func__", None)
+    if not isinstance(function, types.FunctionType):
+        return method
+    if function.__module__.startswith("torch.") or function.__code__.co_filename.endswith("_contextlib.py"):
+        function = getattr(function, "__wrapped__", None)  # SAM 2 puts torch.inference_mode() around it
+    if not isinstance(function, types.FunctionType):
+        return method
+    return types.MethodType(torch.inference_mode()(_without_tqdm(function, {})), method.__self__)  # type: ignore[attr-defined]
+
+
+def _without_tqdm(function: types.FunctionType, made: dict[Any, Any]) -> types.FunctionType:
+    names = dict(function.__globals__)
+    made[function] = twin = types.FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    package = str(names.get("__name__", "")).partition(".")[0]
+    for name in function.__code__.co_names:
+        value = names.get(name)
+        if name == "tqdm" and callable(value):
+            names[name] = functools.partial(value, disable=True)
+        elif isinstance(value, types.FunctionType) and value.__module__.partition(".")[0] == package:
+            names[name] = made.get(value) or _without_tqdm(value, made)
+    return twin
 
 
 def state_from_frame(predictor: Any, frame: Frame, **options: Any) -> dict[str, Any]:
@@ -104,12 +144,12 @@ def state_from_frame(predictor: Any, frame: Frame, **options: Any) -> dict[str, 
 
     store = io.BytesIO()
     Image.fromarray(frame).save(store, format="PPM")
-    with tempfile.TemporaryDirectory(prefix="sam2-keyframe-") as folder, without_bars():
+    with tempfile.TemporaryDirectory(prefix="sam2-keyframe-") as folder:
         try:
             Path(folder, "00000.jpg").write_bytes(store.getvalue())  # PIL itself does not notice a full disk
         except OSError as error:
             raise OSError(
                 error.errno, f"{error.strerror}; a frame has to fit into the temporary folder", folder
             ) from None
-        state: dict[str, Any] = predictor.init_state(folder, **options)
+        state: dict[str, Any] = quiet(predictor.init_state)(folder, **options)
     return state

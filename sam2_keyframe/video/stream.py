@@ -16,7 +16,7 @@ from sam2_keyframe.bank.statistics import MemoryStats
 from sam2_keyframe.methods import KeyframeMemory
 from sam2_keyframe.plugin import ATTRIBUTE, Handle, memory_stats, wrap
 from sam2_keyframe.video.decode import to_rgb
-from sam2_keyframe.video.inference_state import state_from_frame, without_bars
+from sam2_keyframe.video.inference_state import quiet, state_from_frame
 from sam2_keyframe.video.prompts import Prompts, read_prompts
 from sam2_keyframe.video.source import normalise
 from sam2_keyframe.video.window import resize
@@ -135,7 +135,7 @@ class Stream:
             RuntimeError: The stream is closed.
             ValueError: The frame is of another size or no image, or a prompt is malformed or off the frame; the frame
                 then counts as not given.
-            TypeError: The frame is no image at all.
+            TypeError: The frame is no image at all, or prompts are not given by object id.
         """
         rgb = to_rgb(frame)
         prompts = read_prompts(masks, points, boxes, rgb.shape[:2])
@@ -150,10 +150,10 @@ class Stream:
             if not state["obj_ids"]:
                 output: Output = (t, [], torch.zeros((0, 1, *rgb.shape[:2]), device=state["device"]))
             else:
-                with without_bars():
-                    tracking = self.predictor.propagate_in_video(state, start_frame_idx=t, max_frame_num_to_track=0)
-                    frame_idx, obj_ids, logits = next(tracking)
-                    tracking.close()
+                propagate = quiet(self.predictor.propagate_in_video)
+                tracking = propagate(state, start_frame_idx=t, max_frame_num_to_track=0)
+                frame_idx, obj_ids, logits = next(tracking)
+                tracking.close()
                 output = (frame_idx, list(obj_ids), logits)
         except BaseException:
             state["cached_features"].clear()  # the next frame takes this one's number
