@@ -24,12 +24,12 @@ from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
 from sam2_keyframe.app.signals import Stopped, reason, requests
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.patches import driver_of
 from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.replay import record
 from sam2_keyframe.replay.recording import RECORDING
 from sam2_keyframe.types import BASE_SCORES
 from sam2_keyframe.video.decode import folder_images
-from sam2_keyframe.video.inference_state import quiet
 from sam2_keyframe.video.source import FrameSource, init_state
 
 OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
@@ -226,8 +226,7 @@ def sweep(
                     lost.append(t)
                 continue
             if tracking is None:
-                propagate = quiet(predictor.propagate_in_video)
-                tracking = propagate(state, start_frame_idx=t, max_frame_num_to_track=end - t - 1)
+                tracking = driver_of(predictor).track(state, t, end - t - 1)
             with _precision(device):
                 _, obj_ids, logits = next(tracking)
             yield t, frame, list(obj_ids), logits

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam2_keyframe.patches import driver_of
+from sam2_keyframe.video.bars import without_bars
 from sam2_keyframe.video.decode import Frame, Indexed, Iterated, Reader, VideoFile, folder_images
-from sam2_keyframe.video.inference_state import TrackedPerObject, state_from_frame, without_bars
 from sam2_keyframe.video.window import Window
 
 __all__ = ["FrameSource", "LazyFrames", "init_state", "without_bars"]
@@ -269,14 +270,14 @@ def init_state(
     frames = source
     if not isinstance(frames, FrameSource):
         frames = FrameSource(source, num_frames=num_frames, ahead=ahead, threads=threads)
-    state = state_from_frame(
-        predictor,
-        frames.first(predictor.image_size),
+    driver = driver_of(predictor)
+    first = frames.first(driver.image_size)
+    device = torch.device("cpu" if offload_video_to_cpu else predictor.device)
+    state: dict[str, Any] = driver.open(
+        first,
+        LazyFrames(frames, driver.image_size, device),
+        len(frames),
         offload_video_to_cpu=offload_video_to_cpu,
         offload_state_to_cpu=offload_state_to_cpu,
     )
-    device = torch.device("cpu") if offload_video_to_cpu else state["device"]
-    state["images"] = LazyFrames(frames, predictor.image_size, device)
-    state["num_frames"] = len(frames)
-    state["frames_tracked_per_obj"] = TrackedPerObject(len(frames))
     return state
