@@ -1,4 +1,7 @@
-"""Memory methods measured: runs, sweeps and reports, and the sets of runs that README's figures are from."""
+"""Memory methods measured: runs, sweeps and reports, and the sets of runs that README's figures are from.
+
+From any other folder than the repository's: `python PATH/TO/REPOSITORY/benchmarks run ...`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,21 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+if not __package__:  # run as `python PATH/benchmarks`, whose folder is then the only one that is searched
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("TQDM_DISABLE", "1")  # SAM 2 shows a bar a clip; tqdm reads this when it is imported
 
-from benchmarks import bench, default, engine, methods, plan, report, study
+try:
+    from benchmarks import bench, default, engine, methods, plan, report, study
+    from sam2_keyframe.app.signals import Stopped, stops
+except ImportError as error:
+    if error.name is None or error.name.startswith("benchmarks."):
+        raise
+    # the package itself, or what it is measured with
+    sys.stderr.write(f"benchmarks: {error}; in the repository's folder: pip install -e '.[bench]'\n")
+    sys.exit(2)
 
 COMMANDS = {
     "run": (engine.main_run, plan.add_run_arguments, "one method over a dataset"),
@@ -34,7 +48,7 @@ scripts with commands of their own (python -m benchmarks.NAME --help):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0, 1 when a video failed, 2 with a sentence on bad input, 130 when interrupted."""
+    """Run a command; returns 0, 1 when a video failed, 2 with a sentence on bad input, 128 + number after a signal."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -47,12 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     options = parser.parse_args(shown)
     try:
-        return COMMANDS[options.command][0](options)
+        with stops():
+            return COMMANDS[options.command][0](options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"benchmarks {options.command}: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        sys.stderr.write(
+            f"benchmarks {options.command}: {error or 'stopped'}; finished videos are kept and skipped next\n"
+        )
+        return 128 + error.number if isinstance(error, Stopped) else 130
 
 
 if __name__ == "__main__":

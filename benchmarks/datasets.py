@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.synthetic import CHALLENGES, make_clip
 
 Mask = NDArray[np.bool_]
@@ -118,7 +119,8 @@ class Synthetic:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.challenges) - set(CHALLENGES))
         if unknown:
-            raise ValueError(f"no challenge is called {', '.join(unknown)}; choose from {', '.join(CHALLENGES)}")
+            hint = did_you_mean(unknown[0], CHALLENGES)
+            raise ValueError(f"no challenge is called {', '.join(unknown)}; choose from {', '.join(CHALLENGES)}{hint}")
         if self.split not in SEEDS:
             raise ValueError(f"generated clips have no split {self.split!r}; choose from {', '.join(SEEDS)}")
         if self.clips < 1 or not 1 <= self.objects <= 255 or self.frames < 3 or self.size < 16:

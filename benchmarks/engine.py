@@ -37,6 +37,9 @@ def main_run(options: argparse.Namespace) -> int:
 def main_sweep(options: argparse.Namespace) -> int:
     """Run the sweep; returns the exit code."""
     methods = combinations(options.method, options.base, options.set, options.grid)
+    if options.set and options.method:
+        given = f"--set {' '.join(options.set)} is for --base {options.base} alone"
+        _say(f"note: {given}; {', '.join(options.method)} and the baselines run as they are")
     return carry_out(make_plan(options, methods, share=not options.timed), options.workers)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.app.models import SIZES, find_checkpoint, load_checkpoint, read_weights, recognise
 from sam2_keyframe.micro import WEIGHTS, load_micro_predictor
 
@@ -25,7 +26,8 @@ def check_model(model: str, folder: Path) -> Path | None:
     if model == "micro":
         return None
     if model not in SIZES and not model.endswith((".pt", ".pth")):
-        raise ValueError(f"no model is called {model!r}; choose micro, {', '.join(SIZES)}, or the path of a .pt")
+        hint = did_you_mean(model, ["micro", *SIZES])
+        raise ValueError(f"no model is called {model!r}; choose micro, {', '.join(SIZES)}, or the path of a .pt{hint}")
     path = find_checkpoint(model, folder) if model in SIZES else Path(model)
     recognise(read_weights(path), str(path))
     return path

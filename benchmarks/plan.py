@@ -94,7 +94,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sweep`."""
     parser.add_argument("--method", nargs="+", default=[], help="methods to run as they are, beside stock and window")
     parser.add_argument("--base", default="keyframe", help="method that the grid varies (default: %(default)s)")
-    add_choices(parser, "a choice that the whole grid has")
+    add_choices(parser, "a choice of --base, in all of its grid")
     values = "values of a choice, as in --grid 'scorer=SSIM(),MaskIoU()' --grid keep=0.1,0.2"
     parser.add_argument("--grid", action="append", default=[], metavar="NAME=A,B,...", help=values)
     parser.add_argument("--timed", action="store_true", help="measure times: image features are not shared then")

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from sam2_keyframe.types import Relation
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Return the end of a message about an unknown name: the known one that is most like it, or nothing."""
+    texts = {str(each).lower(): str(each) for each in known}
+    close = difflib.get_close_matches(str(name).lower(), texts, 1)
+    return f"; did you mean {texts[close[0]]!r}?" if close else ""
+
+
+def brief(text: object, width: int = 160) -> str:
+    """Return a text on one line, cut between words where it is longer."""
+    return textwrap.shorten(str(text), width, placeholder=" ...")
 
 
 def plain_number(value: Any) -> Any:

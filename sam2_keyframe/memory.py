@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from sam2_keyframe._checks import check_whole
+from sam2_keyframe._checks import check_whole, did_you_mean
 from sam2_keyframe.attention.maths import Attend, Whole
 from sam2_keyframe.bank.compression import Downsample, Identity
 from sam2_keyframe.rules.eviction import Evict, Oldest
@@ -170,7 +170,7 @@ class KeyframeMemory:
         if unknown:
             raise ValueError(
                 f"a filter reads {', '.join(sorted(unknown))}, which nothing measures; measured are "
-                f"{', '.join(sorted(known))}. Add the scorer: measure=(..., )"
+                f"{', '.join(sorted(known))}. Add the scorer: measure=(..., ){did_you_mean(min(unknown), known)}"
             )
 
     def scorers(self) -> Iterator[Scorer]:
@@ -178,12 +178,13 @@ class KeyframeMemory:
         yield from _with_parts(() if self.scorer is None else (self.scorer,))
         yield from _with_parts(self.measure)
 
-    def _rules(self) -> list[KeyframeFilter]:
+    def rules(self) -> list[KeyframeFilter]:
+        """Return the filters among gate, keep, fill and pointers."""
         return [r for r in (self.gate, self.keep, self.fill, self.pointers) if isinstance(r, KeyframeFilter)]
 
     def read_scores(self) -> frozenset[str]:
         """Return the names of the scores that gate, keep, fill and pointers read."""
-        return frozenset().union(*map(reads, self._rules()))
+        return frozenset().union(*map(reads, self.rules()))
 
     @property
     def anchored(self) -> bool:
@@ -216,7 +217,7 @@ class KeyframeMemory:
     @property
     def observes(self) -> bool:
         """Whether frames have to be measured at all."""
-        untold = any(not hasattr(rule, "reads") for rule in self._rules())
+        untold = any(not hasattr(rule, "reads") for rule in self.rules())
         asked = self.relation is not None or self.select.on_device or self.choice is not None
         return untold or asked or self.scorer is not None or bool(self.measure) or bool(self.read_scores())
 
@@ -228,6 +229,12 @@ class KeyframeMemory:
         """
         coded = self.recent + (0 if self.anchored or self.select.chooses else self.capacity)
         if coded > slots:
+            if coded == self.recent:
+                raise ValueError(
+                    f"the newest {coded} frames (recent={coded}, which fifo calls capacity) are more than "
+                    f"the {slots} memories (num_maskmem - 1) that this SAM 2 has temporal codes for: choose at most "
+                    f"{slots}"
+                )
             raise ValueError(
                 f"recent={self.recent} and capacity={self.capacity} make {coded} memories with a temporal code of "
                 f"their own, and this SAM 2 has {slots} (num_maskmem - 1). Choose at most {slots} together, "
@@ -251,4 +258,5 @@ def _check_kind(name: str, value: object, kind: Any, wanted: str) -> None:
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...], more: str = "") -> None:
     if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}{more}")
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}={value!r}: choose one of {known}{more}{did_you_mean(value, choices)}")

@@ -56,7 +56,7 @@ class Handle:
         rows = [bank.stats.last for bank in self._host.banks]
         now = sum(row.memory.nbytes for row in rows if row is not None) / MIB
         stock = sum(row.stock.nbytes for row in rows if row is not None) / MIB
-        held = sum(len(bank.selection.held()) for bank in self._host.banks)
+        held = sum(len(row.keyframes) for row in rows if row is not None)
         return (
             f"<sam2_keyframe {'active' if self.active else 'undone'}: {self.method!r}\n"
             f" {len(rows)} objects, {held} keyframes held, {now:.2f} MiB now, {stock:.2f} MiB under stock>"

@@ -19,7 +19,7 @@ def folder(clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first frames of the clip as JPEGs."""
     folder = tmp_path_factory.mktemp("footage")
     for t, frame in enumerate(clip.frames[:FRAMES]):
-        Image.fromarray(frame).save(folder / f"{t}.jpg", quality=95)
+        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=95)
     return folder
 
 

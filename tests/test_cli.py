@@ -248,3 +248,25 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("methods")
+
+
+def test_pictures_of_many_objects_say_how_many_are_not_drawn(
+    folder: Path, out: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.zeros((128, 128), np.uint8)
+    for obj_id in range(1, 16):
+        row, column = divmod(obj_id - 1, 4)
+        ids[30 * row + 4 : 30 * row + 24, 30 * column + 4 : 30 * column + 24] = obj_id
+    Image.fromarray(ids).save(tmp_path / "many.png")
+    drawn: list[str] = []
+    strip, line = pictures.filmstrip, tracking.write
+    monkeypatch.setattr(pictures, "filmstrip", lambda *a, **b: drawn.append(b["title"]) or strip(*a, **b))
+    monkeypatch.setattr(tracking, "write", lambda *a: drawn.append(a[2]) or line(*a))
+    assert track(folder, out, "--mask", tmp_path / "many.png", "--frames", 2, "--no-overlay") == 0
+    assert [title.split(":")[0] for title in drawn[:-1]] == [f"object {obj_id}" for obj_id in range(1, 13)]
+    assert drawn[-1] == "3 more objects are not drawn: 13, 14, 15"
+    said = capsys.readouterr().out
+    assert "  object 12: " in said
+    assert "  object 13: " not in said
+    assert " held; holds " in said
+    assert "... and 3 more objects: see frames.csv" in said

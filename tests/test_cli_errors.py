@@ -69,6 +69,7 @@ def test_ctrl_c_leaves_whole_results_and_says_so(
             if done == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(cli, "Progress", Interrupting)
     assert track(folder, out, "--box", "20,20,90,90") == 130
@@ -101,9 +102,9 @@ def test_a_full_disk_leaves_whole_results_and_says_so(
 def test_files_that_may_not_grow(clip: Any, out: Path, tmp_path: Path) -> None:
     """The system itself refuses to write on, as on a full disk: the film, and what SAM 2 is shown of frame 0."""
     for t, frame in enumerate(clip.frames):
-        Image.fromarray(frame[::4, ::4]).resize((64, 64)).save(tmp_path / f"{t}.jpg", quality=95)
+        Image.fromarray(frame[::4, ::4]).resize((64, 64)).save(tmp_path / f"{t:05d}.jpg", quality=95)
     code = (
-        "import resource, signal, sys, threading; from sam2_keyframe import cli\n"
+        "import resource, signal, sys, threading; from sam2_keyframe.app import cli\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
         "code = cli.main(sys.argv[2:])\n"
@@ -233,4 +234,5 @@ def test_weights_of_another_model_are_refused(folder: Path, out: Path, tmp_path:
         torch.save(stored, tmp_path / "other.pt")
         refused(capsys, track(folder, out, "--point", "5,5", "--model", tmp_path / "other.pt"), "other.pt", *words)
     (tmp_path / "other.pt").write_bytes(b"not weights")
-    refused(capsys, track(folder, out, "--point", "5,5", "--model", tmp_path / "other.pt"), "other.pt", "cannot read")
+    code = track(folder, out, "--point", "5,5", "--model", tmp_path / "other.pt")
+    refused(capsys, code, "other.pt", "not a file of weights")

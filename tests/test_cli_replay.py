@@ -56,7 +56,7 @@ def test_over_a_folder_of_masks_from_anywhere(folder: Path, clip: Any, tmp_path:
     for t in range(4, FRAMES):
         Image.fromarray(clip.masks[t].astype(np.uint8)).save(tmp_path / "masks" / f"{t:05d}.png")
     assert play(folder, tmp_path / "masks", "--set", "keep=0.05", "--out", tmp_path / "replayed") == 0
-    assert "2 objects" in capsys.readouterr().out
+    assert "replayed 2 objects" in capsys.readouterr().out
     found = rows(tmp_path / "replayed" / "timeline.csv")
     assert [int(row["frame"]) for row in found if row["object"] == "1"] == list(range(5, FRAMES))
     assert {row["predicted_iou"] for row in found} <= {"", "0"}
@@ -103,3 +103,18 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert f"the masks {FRAMES + 1}" in refused(capsys, out, folder, masks)
     (masks / f"{FRAMES:05d}.png").unlink()
     assert "8 x 8" in refused(capsys, out, folder, masks, "--set", "scorer=SSIM()")
+
+
+def test_gates_that_know_nothing_say_so(folder: Path, out: Path, clip: Any, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "masks").mkdir()
+    for t in range(FRAMES):
+        Image.fromarray(clip.masks[t].astype(np.uint8)).save(tmp_path / "masks" / f"{t:05d}.png")
+    assert play(folder, tmp_path / "masks", "--method", "samurai", "--out", tmp_path / "a") == 0
+    said = capsys.readouterr().out
+    assert "note: predicted_iou is not known of these masks" in said
+    assert f"replayed 2 objects over {FRAMES - 1} frames in " in said
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["unknown"] == ["predicted_iou"]
+    assert track(folder, out, "--box", "20,20,90,90", "--method", "samurai") == 0
+    capsys.readouterr()
+    assert play(folder, out, "--method", "samurai", "--out", tmp_path / "b") == 0
+    assert "note: " not in capsys.readouterr().out, "a recording knows"

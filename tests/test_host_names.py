@@ -32,13 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "bank/statistics.py": {"maskmem_features", "obj_ptr", "object_score_logits", "pred_masks"},
     "bank/store.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
     "replay/player.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
-    "video/source.py": {"frames_tracked_per_obj"},
-    "video/stream.py": {
-        *("cached_features", "cond_frame_outputs", "frames_tracked_per_obj", "mask_inputs_per_obj"),
-        *("obj_id_to_idx", "output_dict_per_obj", "point_inputs_per_obj", "propagate_in_video_preflight"),
-    },
 }
-"""What still names them, by file; to become empty. An entry that is no longer needed has to go as well."""
+"""The one stored form that the core knows has SAM 2's names (`bank/store.py`); nothing else of a host is named."""
 
 
 def named(source: str) -> set[str]:

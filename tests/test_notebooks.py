@@ -5,7 +5,6 @@ import base64
 import colorsys
 import gc
 import io
-import os
 import re
 import sys
 from pathlib import Path
@@ -175,11 +174,15 @@ def test_runs_on_the_users_video_and_then_on_another(name, names, tmp_path, monk
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+    (tmp_path / "installed").mkdir()  # the package alone, as where it is installed from the repository
+    (tmp_path / "installed" / "sam2_keyframe").symlink_to(ROOT / "sam2_keyframe")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     notebook = read(name)
     committed = [len(cell.outputs) for cell in code(notebook)]
     for cell in code(notebook):
         cell.outputs, cell.execution_count = [], None
     client.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert [bool(cell.outputs) for cell in code(notebook)] == [bool(count) for count in committed]
+    red = [each.text for cell in code(notebook) for each in cell.outputs if each.get("name") == "stderr"]
+    assert red == []

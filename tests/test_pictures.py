@@ -14,6 +14,7 @@ import torch
 from sam2_keyframe import Always, EveryNth, KeyframeMemory, MaskIoU, MemoryStats, Threshold, memory_stats, wrap
 from sam2_keyframe.app import pictures
 from sam2_keyframe.app.output import palette, write_mask
+from sam2_keyframe.replay import replay
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +226,109 @@ def test_masks_are_written_in_the_davis_palette(tmp_path: Path) -> None:
     assert len({tuple(colour) for colour in colours}) == 256
     assert len(palette()) == 768
     assert not math.isnan(colours.mean())
+
+
+def test_a_keyframe_held_is_one_thing_everywhere(predictor_factory: Any, clip: Any, clip_folder: Path) -> None:
+    """Handle, statistics and filmstrip: at most `capacity`, those of the rolling buffer as the frame was read for."""
+    predictor, seen = predictor_factory(), []
+    state = predictor.init_state(str(clip_folder))
+    method = KeyframeMemory(gate=Always(), keep=EveryNth(2), capacity=2, minor=3)
+    with torch.inference_mode(), wrap(predictor, method) as handle:
+        predictor.add_new_mask(state, 0, 1, clip.masks[0] == 1)
+        for t, *_ in predictor.propagate_in_video(state):
+            if t:
+                row = memory_stats(state)[1].rows[-1]
+                became = [s for s in range(2, t - 1, 2)]  # what entered the buffer: not the newest frame
+                assert row.keyframes == tuple(became[-2:])
+                assert set(row.keyframes) <= set(row.attended)
+                seen.append(f"{len(row.keyframes)} keyframes held" in repr(handle))
+    assert len(seen) > 15
+    assert all(seen)
+    stats, blue = memory_stats(state)[1], []
+    with pytest.MonkeyPatch.context() as patch:
+        real = pictures._thumbnail
+        patch.setattr(pictures, "_thumbnail", lambda *a: blue.append(a[3] == pictures.KEYFRAME) or real(*a))
+        pictures.filmstrip(stats, clip.frames.__getitem__, moments=[20])
+    assert sum(blue) == 2
+
+
+def many(count: int, hidden: range = range(0)) -> dict[int, MemoryStats]:
+    """Return statistics of real runs over given masks: objects in a row, the last one hidden for a while."""
+    masks = np.zeros((16, 40, 8 * count), bool)
+    given = {}
+    for obj_id in range(1, count + 1):
+        given[obj_id] = masks.copy()
+        for t in range(16):
+            if obj_id < count or t not in hidden:
+                given[obj_id][t, 2 + t : 10 + 2 * t, 8 * obj_id - 7 : 8 * obj_id - 2] = True
+    return replay(None, given, "keyframe").stats
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2, 12, 13, 118])
+def test_timelines_of_many_objects_name_twelve_and_count_the_rest(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    real = pictures.picture
+    monkeypatch.setattr(pictures, "picture", lambda figure: figures.append(figure) or real(figure))
+    image = pictures.timeline(many(count, range(5, 9)), keep=Threshold(0.5), title="a title of many words " * 9)
+    (figure,) = figures
+    legend = (figure.legends or [figure.axes[0].get_legend()])[0]
+    texts = [text.get_text() for text in legend.get_texts()]
+    named = [text for text in texts if text.startswith("object ") and "not seen" not in text]
+    assert len(named) == min(count, 12)
+    assert ("threshold 0.5" in texts, f"{count - 12} more objects: not drawn" in texts) == (True, count > 12)
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= image.width
+    assert box.y1 <= image.height
+    colours = {line.get_color() for line in figure.axes[0].get_lines() if str(line.get_label()) in named}
+    assert len(colours) == len(named), "no colour twice"
+
+
+def test_absences_are_drawn_by_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    real = pictures.picture
+    monkeypatch.setattr(pictures, "picture", lambda figure: figures.append(figure) or real(figure))
+    pictures.timeline(many(3, range(5, 9)), keep=Threshold(0.5))
+    pictures.timeline(many(3), keep=Threshold(0.5))
+    with_one = figures[0]
+    assert [len(each.axes) for each in figures] == [4, 3]
+    absent = with_one.axes[1]
+    assert [label.get_text() for label in absent.get_yticklabels()] == ["3"]
+    spans = [path.get_extents().intervalx for path in absent.collections[0].get_paths()]
+    assert [tuple(span) for span in spans] == [(t - 0.5, t + 0.5) for t in range(5, 9)]
+    solid = next(line for line in with_one.axes[0].get_lines() if str(line.get_label()).startswith("object 3"))
+    assert [t for t, value in zip(*solid.get_data(), strict=True) if math.isnan(value)] == [5, 6, 7, 8]
+
+
+def test_tiles_are_cropped_around_small_objects(stats: dict[int, MemoryStats]) -> None:
+    """An object of 12 x 8 pixels in 4K fills as much of a tile as its surroundings leave, and large ones are whole."""
+    frame = np.zeros((432, 768, 3), np.uint8)
+
+    def small(t: int) -> np.ndarray:
+        mask = np.zeros(frame.shape[:2], int)
+        mask[40 + 10 * t : 100 + 10 * t, 20 * t : 20 * t + 60] = t != 3
+        return mask
+
+    view = pictures._views(small, range(12))
+    views = {t: view(t) for t in range(12)}
+    sizes = {(right - left, bottom - top) for left, top, right, bottom in views.values()}
+    assert len(sizes) == 1, "one scale"
+    ((width, height),) = sizes
+    assert height < 0.35 * 432
+    assert abs(width / height - 768 / 432) < 0.02
+    for t, (left, top, right, bottom) in views.items():
+        rows, columns = np.nonzero(small(t if t != 3 else 2))
+        assert left <= columns.min()
+        assert columns.max() < right
+        assert top <= rows.min()
+        assert rows.max() < bottom
+        assert left >= 0
+        assert top >= 0
+    assert pictures._views(lambda t: np.ones((4, 6), int), [1, 2])(1) is None
+    assert pictures._views(lambda t: np.zeros((4, 6), int), [1, 2])(1) is None
+    strip = np.asarray(pictures.filmstrip(stats[1], lambda t: frame, masks=small, moments=[11]))
+    whole = np.asarray(pictures.filmstrip(stats[1], lambda t: frame, moments=[11]))
+    assert strip.shape == whole.shape
+    assert (strip != whole).mean() > 0.02

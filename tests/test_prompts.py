@@ -57,3 +57,14 @@ def test_forms(form: Any) -> None:
 def test_refused(prompts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_prompts(**{"masks": None, "points": None, "boxes": None, **prompts}, size=SIZE)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_masks_of_0_and_255_are_masks(dtype: torch.dtype) -> None:
+    """SAM 2 would read them as they are where the mask has the model's size, and shift the logits by thousands."""
+    wanted = torch.zeros(SIZE, dtype=torch.bool)
+    wanted[10:40, 20:60] = True
+    mask = wanted.to(dtype) * 255
+    for given in (mask, mask.numpy()):
+        found = read_prompts({1: given}, None, None, SIZE)[1]["mask"]
+        assert torch.equal(torch.as_tensor(found), wanted)

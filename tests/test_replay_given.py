@@ -161,3 +161,22 @@ def test_a_result_says_that_masks_were_held_fixed(clip: Any) -> None:
     assert "masks held fixed" in repr(result)
     assert "held fixed" in result.summary()["masks"]
     assert {row["object"] for row in result.timeline()} == {1, 2}
+
+
+def test_scores_that_masks_alone_do_not_have_are_named() -> None:
+    masks = np.zeros((12, 40, 60), bool)
+    masks[2:10, 5:20, 5:20] = True
+    for method, unknown in (
+        ("samurai", ["predicted_iou"]),
+        ("sam3", ["object_score", "predicted_iou"]),
+        (sk.KeyframeMemory(gate=sk.Visible() & ~sk.Quality(0.7)), ["predicted_iou"]),
+        (sk.KeyframeMemory(gate=sk.Always(), scorer=sk.PredictedIoU()), ["predicted_iou"]),
+        (sk.KeyframeMemory(gate=sk.Visible(2.0)), ["object_score"]),
+        ("keyframe", []),
+        ("window", []),
+        ("dam4sam_ram", []),
+    ):
+        result = replay(None, masks, method)
+        assert result.unknown == unknown, method
+        assert result.summary()["unknown"] == unknown
+        assert ("count on none of its keyframes" in repr(result)) == bool(unknown)

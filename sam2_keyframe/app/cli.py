@@ -10,17 +10,27 @@ import dataclasses
 import inspect
 import os
 import re
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sam2_keyframe._checks import did_you_mean
+from sam2_keyframe.app.signals import Stopped, reason, stops
 from sam2_keyframe.bank.statistics import MIB
 from sam2_keyframe.methods import METHODS, make_method
 
 TRACEBACK = "SAM2_KEYFRAME_TRACEBACK"
 """Environment variable: set, errors show where they come from."""
+
+LISTED = 12
+"""Objects that the summary of a run names."""
+
+LOG_EVERY = 15.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 TRACK_EXAMPLE = "example: sam2-keyframe track dog.mp4 --model tiny --box 120,80,340,400 --out out"
 
@@ -38,13 +48,15 @@ HEADINGS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run the command line; return the exit code: 0, 2 for what the user can mend, 128 + number after a signal."""
     options = _parser().parse_args(argv)
     try:
-        code: int = options.run(options)
-    except KeyboardInterrupt:
-        _complain("stopped by Ctrl-C; nothing was left behind")
-        return 130
+        with stops():
+            code: int = options.run(options)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        _complain(f"{reason(number)}; nothing was left behind")
+        return 128 + number
     except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -61,13 +73,18 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
-        _complain(f"{message} (see {self.prog} --help)")
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        hint = did_you_mean(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+        _complain(f"{message}{hint} (see {self.prog} --help)")
         raise SystemExit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
     from sam2_keyframe import __version__
+    from sam2_keyframe.app.exports import FILES
+    from sam2_keyframe.app.masks import BINARY_HELP
     from sam2_keyframe.app.models import CHOICES, default_device
+    from sam2_keyframe.app.options import local_path
     from sam2_keyframe.app.replay_command import add_parser
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
@@ -75,26 +92,40 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="track | replay | demo | list")
     run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
     run.set_defaults(run=_track)
-    run.add_argument("source", type=Path, help="a video file, or a folder of frames")
+    run.add_argument("source", type=local_path, help="a video file, or a folder of frames")
     run.add_argument("--model", help=f"required: {CHOICES}")
     run.add_argument(
         "--checkpoint", type=Path, help="weights for an official size; without it, checkpoints/ is searched"
     )
     run.add_argument("--image-size", type=int, help="side of the square that the model sees (official models: 1024)")
-    run.add_argument("--out", type=Path, required=True, help="folder for masks/, overlay.mp4, frames.csv and pictures")
+    run.add_argument(
+        "--out", type=local_path, required=True, help="folder for masks/, overlay.mp4, frames.csv and pictures"
+    )
     run.add_argument("--mask", action="append", default=[], metavar="[FRAME:]FILE.png", help="palette ids are objects")
+    run.add_argument("--binary", action="store_true", help=BINARY_HELP)
     run.add_argument("--box", action="append", default=[], metavar="[OBJ@FRAME:]x0,y0,x1,y1")
     run.add_argument("--point", action="append", default=[], metavar="[OBJ@FRAME:]x,y[,-]", help="-: not the object")
     run.add_argument("--method", default="keyframe", help=f"{', '.join(METHODS)} (default: keyframe)")
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: 'scorer=MaskIoU()'"
     )
+    run.add_argument(
+        "--on-error", choices=("stop", "hold", "skip"), default="stop",
+        help="at a frame that cannot be read: end there (default), repeat the last masks, or leave it out",
+    )  # fmt: skip
     run.add_argument("--frames", type=int, help="track the first FRAMES frames only")
+    run.add_argument(
+        "--export", action="append", default=[], metavar="KIND", help=f"masks for other tools, too: {', '.join(FILES)}"
+    )
+    run.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
+    run.add_argument("--no-pictures", action="store_true", help="write no timeline.png and memory.png")
     run.add_argument("--device", default=None, help=f"cpu, cuda, cuda:1, ... (default here: {default_device()})")
     add_parser(commands, say)
     demo = commands.add_parser("demo", help="watch stock and keyframe memory on a generated clip, in under a minute")
     demo.set_defaults(run=_demo)
-    demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results (default: demo-out)")
+    demo.add_argument(
+        "--out", type=local_path, default=Path("demo-out"), help="folder for the results (default: demo-out)"
+    )
     listing = commands.add_parser("list", help="print methods, scorers, filters, eviction rules and codecs")
     listing.set_defaults(run=_list)
     return parser
@@ -102,35 +133,54 @@ def _parser() -> argparse.ArgumentParser:
 
 def _track(options: argparse.Namespace) -> int:
     from sam2_keyframe.app import models, output, track
+    from sam2_keyframe.app.exports import check_exports
+    from sam2_keyframe.app.masks import file_names, frame_names
     from sam2_keyframe.app.options import parse_prompts, parse_set
     from sam2_keyframe.video.source import FrameSource
 
     if options.model is None:
         raise ValueError(f"--model is missing: choose {models.CHOICES}")
+    exports = check_exports(options.export)
     choices = parse_set(options.set)
     method = make_method(options.method, **choices)
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
     with (
-        output.new_folder(options.out, track.OUTPUTS) as folder,
+        output.new_folder(options.out, track.WRITTEN) as folder,
         FrameSource(options.source, num_frames=options.frames) as source,
     ):
-        track.check_source(options.source, source)
-        prompts = parse_prompts(options.mask, options.box, options.point, frames=len(source), size=source.size)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            if options.on_error == "stop":
+                track.check_source(options.source, source)
+            else:
+                track.read_frame(source, 0)
+        for note in notes:
+            say(f"note: {note.message}")
+        prompts = parse_prompts(
+            options.mask, options.box, options.point, frames=len(source), size=source.size, binary=options.binary
+        )
         device = options.device or models.default_device()
         predictor, stamp = models.load_model(options.model, device, options.checkpoint, options.image_size)
         if stamp:
             say(f"note: {stamp}")
         report = track.track(
             predictor, source, method, prompts, folder,
-            name=options.method, stamp=stamp, progress=Progress("tracking"),
+            name=options.method, stamp=stamp, on_error=options.on_error, progress=Progress("tracking"),
+            mask_names=frame_names(options.source, len(source)),
+            overlay=not options.no_overlay, draw=not options.no_pictures,
+            exports=exports, file_names=file_names(options.source, len(source)),
         )  # fmt: skip
         total = len(source) - prompts[0].frame_idx
     _summary(options.out, report, options.method, total)
+    if report.lost:
+        done = "skipped" if options.on_error == "skip" else "held, and left out at the end"
+        lost = f"{len(report.lost)} of {total} frames could not be read"
+        say(f"note: {lost} and were {done}, from frame {report.lost[0]} on")
     if not report.stopped:
         return 0
     _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")
-    return 130 if report.stopped == track.CTRL_C else 2
+    return 128 + report.signal if report.signal else 2
 
 
 def _summary(out: Path, report: Any, method: str, total: int) -> None:
@@ -139,10 +189,13 @@ def _summary(out: Path, report: Any, method: str, total: int) -> None:
         f"tracked {objects} object{'s' * (objects != 1)} through {report.frames} of {total} frames in "
         f"{report.seconds:.1f} s with the method {method!r}"
     )
-    for obj_id, stats in report.stats.items():
+    for place, (obj_id, stats) in enumerate(report.stats.items()):
+        if place == LISTED:
+            say(f"  ... and {objects - LISTED} more objects: see frames.csv")
+            break
         if stats.last is not None:
             now, alone = stats.last.memory, stats.last.stock
-            keyframes = f"{stats.keyframes} keyframe{'s' * (stats.keyframes != 1)}"
+            keyframes = f"{stats.keyframes} keyframe{'s' * (stats.keyframes != 1)}, {len(stats.last.keyframes)} held"
             say(
                 f"  object {obj_id}: {keyframes}; holds {now.frames} {'memory' if now.frames == 1 else 'memories'}, "
                 f"{now.nbytes / MIB:.2f} MiB (SAM 2 alone: {alone.frames}, {alone.nbytes / MIB:.2f} MiB)"
@@ -194,7 +247,7 @@ def _choices(block: Callable[..., Any]) -> Iterator[str]:
 
 
 class Progress:
-    """A bar on a terminal's stderr; silence elsewhere.
+    """A bar on a terminal's stderr; elsewhere, as in a log file, a line now and then, and none in the first seconds.
 
     Args:
         title: What is under way.
@@ -202,16 +255,24 @@ class Progress:
 
     def __init__(self, title: str) -> None:
         self.title, self.start, self.stream = title, time.perf_counter(), sys.stderr
+        self.next = LOG_EVERY
 
     def __call__(self, done: int, total: int) -> None:
-        """Draw `done` of `total` frames."""
-        if not self.stream.isatty():
-            return
-        full = 30 * done // max(total, 1)
-        rate = done / max(time.perf_counter() - self.start, 1e-9)
-        end = "\n" if done == total else ""
-        bar = "#" * full + "." * (30 - full)
-        self.stream.write(f"\r{self.title} [{bar}] {done}/{total} frames, {rate:.1f} a second {end}")
+        """Show `done` of `total` frames."""
+        taken = max(time.perf_counter() - self.start, 1e-9)
+        rate = done / taken
+        if self.stream.isatty():
+            full = 30 * done // max(total, 1)
+            bar = "#" * full + "." * (30 - full)
+            end = "\n" if done == total else ""
+            self.stream.write(f"\r{self.title} [{bar}] {done}/{total} frames, {rate:.1f} a second {end}")
+        elif taken >= self.next:
+            self.next = taken + LOG_EVERY
+            left = (total - done) / max(rate, 1e-9)
+            self.stream.write(
+                f"{self.title.strip()}: {done} of {total} frames ({100 * done // max(total, 1)} %), "
+                f"{rate:.1f} a second, {left:.0f} s left\n"
+            )
         self.stream.flush()
 
 

@@ -17,7 +17,8 @@ from sam2_keyframe.app.draw import need
 from sam2_keyframe.app.models import RANDOM_MODEL, default_device, load_model
 from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import Video, check_place, new_folder, write_mask
-from sam2_keyframe.app.track import CTRL_C, FPS, new_state, sweep, track
+from sam2_keyframe.app.signals import Stopped
+from sam2_keyframe.app.track import FPS, new_state, sweep, track
 from sam2_keyframe.bank.statistics import MIB
 from sam2_keyframe.methods import make_method
 from sam2_keyframe.plugin import memory_stats, wrap
@@ -83,8 +84,8 @@ def demo(out: Path, say: Callable[[str], None], progress: Callable[[str], Callab
                 bar = progress(f"{name:>8}")
                 method = make_method(name)
                 report = track(predictor, source, method, [prompt], folder / name, name=name, stamp=stamp, progress=bar)
-                if report.stopped == CTRL_C:
-                    raise KeyboardInterrupt
+                if report.signal:
+                    raise Stopped(report.signal)
                 if report.stopped:
                     raise OSError(report.stopped)
         _side_by_side(clip, folder, stamp)

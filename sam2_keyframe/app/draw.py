@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,23 +24,28 @@ COLOURS: tuple[Colour, ...] = (
     (255, 235, 90),
     (0, 215, 220),
     (255, 130, 60),
+    (160, 120, 80),
+    (120, 130, 255),
+    (170, 210, 60),
+    (255, 150, 215),
 )
-"""Colours of objects 1, 2, ... in pictures; they repeat after eight."""
+"""Colours of objects 1, 2, ... in pictures; they repeat after twelve."""
 
 INK, PAPER, WARNING = (30, 32, 36), (255, 255, 255), (190, 30, 40)
 
 
-def need(module: str) -> Any:
+def need(module: str, extra: str = "video") -> Any:
     """Return a module of an extra; ImportError names the pip line."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"pictures need {module.split('.')[0]}: pip install 'sam2-keyframe[video]'") from error
+        what = "pictures need" if extra == "video" else "this needs"
+        raise ImportError(f"{what} {module.split('.')[0]}: pip install 'sam2-keyframe[{extra}]'") from error
 
 
-def colour_of(obj_id: int) -> Colour:
-    """Return the colour of an object in pictures."""
-    return COLOURS[(obj_id - 1) % len(COLOURS)]
+def colour_of(obj_id: Any, place: int = 0) -> Colour:
+    """Return the colour of an object in pictures: by its id, or by its place among others where that is no number."""
+    return COLOURS[(int(obj_id) - 1 if isinstance(obj_id, Integral) else place) % len(COLOURS)]
 
 
 def tint(pixels: Pixels, mask: NDArray[np.bool_], colour: Colour, opacity: float, line: int) -> None:

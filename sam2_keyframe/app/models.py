@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sam2_keyframe._checks import brief, did_you_mean
 
 CHOICES = (
     "tiny, small, base_plus, large, a checkpoint PATH.pt, a Hugging Face ID such as facebook/sam2.1-hiera-tiny, micro"
@@ -52,7 +55,7 @@ def load_model(
         return load_checkpoint(Path(name), device, image_size), ""
     if name.count("/") == 1 and not name.startswith((".", "/")):
         return _from_hub(name, device, image_size), ""
-    raise ValueError(f"--model {name!r}: choose {CHOICES}")
+    raise ValueError(f"--model {name!r}: choose {CHOICES}{did_you_mean(name, [*SIZES, 'micro'])}")
 
 
 def default_device() -> str:
@@ -68,13 +71,18 @@ def check_place(device: str, image_size: int | None) -> None:
     """
     if image_size is not None and (image_size % 32 or not 64 <= image_size <= 1024):
         raise ValueError(f"--image-size {image_size}: give a multiple of 32 from 64 to 1024")
+    remedy = "choose cpu, cuda or cuda:N of this machine"
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, ValueError):
+        known = ("cpu", "cuda", "mps", "xpu")
+        raise ValueError(f"--device {device}: there is no such device; {remedy}{did_you_mean(device, known)}") from None
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device {device} cannot be used: {reason}; choose cpu, cuda or cuda:N of this machine"
-        ) from error
+    except Exception as error:  # of many kinds: torch without CUDA asserts, without MPS or others it is something else
+        few = torch.cuda.device_count() if kind == "cuda" else 0
+        reason = f"there {'is' if few == 1 else 'are'} {few} here" if few else "this machine or this torch has none"
+        raise ValueError(f"--device {device} cannot be used: {reason}; {remedy}") from error
 
 
 def _micro(device: str, image_size: int) -> tuple[Any, str]:
@@ -133,7 +141,7 @@ def load_checkpoint(path: Path, device: str, image_size: int | None = None, post
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(
-            f"--model {path}: the weights do not fit {config} ({reason[:160]}); use an official checkpoint"
+            f"--model {path}: the weights do not fit {config} ({brief(reason)}); use an official checkpoint"
         ) from None
     return model
 
@@ -150,9 +158,9 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        reason = brief((str(error) or type(error).__name__).split(". ")[0]) if _of_torch(path) else "another format"
         raise ValueError(
-            f"--model {path}: torch cannot read it ({reason}); download it again from {DOWNLOAD}"
+            f"--model {path}: not a file of weights, or a damaged one ({reason}); get it from {DOWNLOAD}"
         ) from None
     weights = stored.get("model") if isinstance(stored, dict) else None
     if not isinstance(weights, dict):
@@ -160,6 +168,15 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             f"--model {path}: not in SAM 2's format, a dict whose 'model' holds the weights; see {DOWNLOAD}"
         )
     return weights
+
+
+def _of_torch(path: Path) -> bool:
+    """Return whether a file is laid out as torch saves them."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name.endswith("data.pkl") for name in file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def recognise(weights: Mapping[str, Tensor], path: str) -> str:
@@ -196,7 +213,7 @@ def _from_hub(model_id: str, device: str, image_size: int | None) -> Any:
     builder = _need_sam2()
     known = sorted(builder.HF_MODEL_ID_TO_FILENAMES)
     if model_id not in known:
-        raise ValueError(f"--model {model_id}: SAM 2 knows {', '.join(known)}")
+        raise ValueError(f"--model {model_id}: SAM 2 knows {', '.join(known)}{did_you_mean(model_id, known)}")
     extra = _resized(image_size)
     try:
         return _without_holes(
@@ -205,7 +222,7 @@ def _from_hub(model_id: str, device: str, image_size: int | None) -> Any:
     except ImportError:
         raise ImportError(f"--model {model_id}: pip install huggingface_hub") from None
     except Exception as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = brief(str(error).splitlines()[0])
         raise ValueError(
             f"--model {model_id}: cannot be downloaded ({reason}); check the network, or download the checkpoint by "
             f"hand from {DOWNLOAD} and give its path"

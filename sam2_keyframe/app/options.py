@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import inspect
 import math
 import operator
 import re
@@ -15,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sam2_keyframe
-from sam2_keyframe.app.draw import need
+from sam2_keyframe._checks import did_you_mean
+from sam2_keyframe.app.masks import read_mask
 from sam2_keyframe.bank import compression
 from sam2_keyframe.rules.filters import And, Not, Or
 
@@ -45,6 +48,17 @@ def building_blocks() -> dict[str, type]:
         blocks.update(registry)
         blocks.update({cls.__name__: cls for cls in registry.values()})
     return blocks
+
+
+def local_path(text: str) -> Path:
+    """Return the path that an argument names.
+
+    Raises:
+        ArgumentTypeError: It is an address.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise argparse.ArgumentTypeError(f"{text} is an address; give a path here (download it first)")
+    return Path(text)
 
 
 def parse_set(texts: Iterable[str]) -> dict[str, Any]:
@@ -126,7 +140,16 @@ def _build(node: ast.expr) -> Any:
         positional = [_build(each) for each in node.args]
         named = {each.arg: _build(each.value) for each in node.keywords if each.arg is not None}
         if len(named) == len(node.keywords):
-            return _block(node.func.id)(*positional, **named)
+            block = _block(node.func.id)
+            known = inspect.signature(block).parameters
+            for name in named:
+                if name not in known:
+                    valid = ", ".join(known) or "none"
+                    raise ValueError(
+                        f"{block.__name__}({name}=...): there is no such choice; valid are {valid}"
+                        f"{did_you_mean(name, known)}"
+                    )
+            return block(*positional, **named)
     raise ValueError(
         f"{ast.unparse(node)!r} is neither a literal nor built from registered classes: see `sam2-keyframe list`"
     )
@@ -141,7 +164,7 @@ def _block(name: str) -> type:
     blocks = building_blocks()
     if name not in blocks:
         classes = ", ".join(sorted({cls.__name__ for cls in blocks.values()}))
-        raise ValueError(f"there is no {name!r}; there are {classes}")
+        raise ValueError(f"there is no {name!r}; there are {classes}{did_you_mean(name, blocks)}")
     return blocks[name]
 
 
@@ -165,7 +188,13 @@ class Prompt:
 
 
 def parse_prompts(
-    masks: Iterable[str], boxes: Iterable[str], points: Iterable[str], *, frames: int, size: tuple[int, int]
+    masks: Iterable[str],
+    boxes: Iterable[str],
+    points: Iterable[str],
+    *,
+    frames: int,
+    size: tuple[int, int],
+    binary: bool = False,
 ) -> list[Prompt]:
     """Return the prompts that `--mask`, `--box` and `--point` name, in the order of their frames.
 
@@ -175,6 +204,7 @@ def parse_prompts(
         points: `[OBJ@FRAME:]x,y` or `[OBJ@FRAME:]x,y,-`.
         frames: Length of the video.
         size: Height and width of its frames.
+        binary: Whether each mask is one object, white on black.
 
     Raises:
         ValueError: A prompt is malformed, lies outside the video, or contradicts another; or there is none.
@@ -184,7 +214,7 @@ def parse_prompts(
         match = re.fullmatch(r"(?:(\d+):)?(.+)", text)
         frame_idx, path = (int(match[1] or 0), match[2]) if match else (0, text)
         _check_frame(f"--mask {text}", frame_idx, frames)
-        for obj_id, mask in read_mask(Path(path), size).items():
+        for obj_id, mask in read_mask(Path(path), size, binary).items():
             if (frame_idx, obj_id) in found:
                 raise ValueError(f"--mask {text}: object {obj_id} has two masks on frame {frame_idx}; give one")
             found[frame_idx, obj_id] = Prompt(frame_idx, obj_id, mask=mask)
@@ -206,38 +236,6 @@ def parse_prompts(
     if not found:
         raise ValueError("no prompt: say what to track with --mask FILE.png, --box x0,y0,x1,y1 or --point x,y")
     return [found[key] for key in sorted(found)]
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
-    """Return the objects of a mask picture by id: palette or grey values; one mask of 0 and 255 is object 1.
-
-    Args:
-        path: A palette or grey picture; 255 beside other ids is "void" and left out.
-        size: Height and width it must have.
-
-    Raises:
-        ValueError: It cannot be read, is a colour picture, is of another size or has no object.
-    """
-    module = need("PIL.Image")
-    try:
-        with module.open(path) as image:
-            mode, ids = image.mode, np.asarray(image)
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a picture that can be read"
-        raise ValueError(f"--mask {path}: {reason}; give a palette or grey PNG of object ids") from None
-    if mode not in ("P", "L", "1"):
-        raise ValueError(f"--mask {path}: a colour picture ({mode}); give a palette or grey PNG whose values are ids")
-    if ids.shape != size:
-        raise ValueError(
-            f"--mask {path}: {ids.shape[1]} x {ids.shape[0]} pixels, but the video has {size[1]} x {size[0]}; "
-            "give a mask of the video's size"
-        )
-    present = [int(value) for value in np.unique(ids) if value]
-    if not present:
-        raise ValueError(f"--mask {path}: no object in it, every pixel is 0; paint the object with its id, 1 to 254")
-    if present == [255] or mode == "1":
-        return {1: ids > 0}
-    return {obj_id: ids == obj_id for obj_id in present if obj_id != 255}
 
 
 def _parse_place(option: str, text: str, size: tuple[int, int]) -> tuple[int, int, list[float]]:

@@ -25,9 +25,10 @@ from sam2_keyframe.app.draw import Pixels, need
 from sam2_keyframe.bank.statistics import FrameStats
 
 TABLE = "frames.csv"
+TICK = Fraction(1, 90000)  # of the overlay's clock
 WORK, LOCK = ".sam2-keyframe.unfinished", "lock"
 OCCUPANCY = [f"{who}{what}" for who in ("", "stock_", "window_") for what in ("frames", "bytes", "tokens")]
-COLUMNS = ["frame", "object", "prompted", "significance", "keyframe", "evicted", "attended"]
+COLUMNS = ["frame", "time", "object", "prompted", "significance", "keyframe", "evicted", "attended"]
 
 
 @contextmanager
@@ -149,7 +150,7 @@ def write_png(path: Path, image: Any) -> None:
     image.save(store, "PNG")
     try:
         path.write_bytes(store.getvalue())
-    except OSError:
+    except BaseException:
         path.unlink(missing_ok=True)
         raise
 
@@ -170,16 +171,25 @@ class Video:
         self._av = need("av")
         self._container: Any = None
         self._stream: Any = None
+        self._last, self._ticks = 0.0, -1
 
-    def add(self, pixels: Pixels) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB."""
+    def add(self, pixels: Pixels, time: float | None = None) -> None:
+        """Append a frame, (H, W, 3) uint8 RGB, shown `time` seconds after frame 0 or a frame's length after the last.
+
+        Pauses are cut to ten seconds.
+        """
         height, width = (side // 2 * 2 for side in pixels.shape[:2])
         if self._container is None:
             self._container = self._av.open(str(self.path), "w", options={"movflags": "+faststart"})
             rate = Fraction(self.fps).limit_denominator(1001)
             self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            self._stream.codec_context.time_base = self._stream.time_base = TICK
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+        length = 1 / self.fps if time is None else min(max(time - self._last, 0.0), 10.0)
+        self._last = self._last if time is None else time
+        self._ticks = 0 if self._ticks < 0 else self._ticks + max(1, round(length / TICK))
+        picture.pts, picture.time_base = self._ticks, TICK
         self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
@@ -210,13 +220,16 @@ class Table:
         self._file = path.open("wb", buffering=0)
         self._write(self.columns)
 
-    def add(self, frame_idx: int, obj_id: int, row: FrameStats | None) -> None:
+    def add(self, frame_idx: int, obj_id: int, row: FrameStats | None, time: float | None = None) -> None:
         """Write an object's row on a frame; None where the frame was prompted, so that SAM 2 did not track it.
+
+        `time` is in seconds after frame 0, None where the source does not say.
 
         Raises:
             OSError: It cannot be written.
         """
-        cells = [frame_idx, obj_id, int(row is None), *([] if row is None else self._cells(row))]
+        seconds = "" if time is None else f"{time:.6f}"
+        cells = [frame_idx, seconds, obj_id, int(row is None), *([] if row is None else self._cells(row))]
         self._write(cells + [""] * (len(self.columns) - len(cells)))
 
     def _write(self, cells: Sequence[Any]) -> None:

@@ -7,18 +7,28 @@ imported when a picture is drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sam2_keyframe._checks import brief
 from sam2_keyframe.app.draw import COLOURS, INK, PAPER, WARNING, Colour, Pixels, colour_of, need, picture, tint, write
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.rules.filters import Threshold
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+MOST = 12
+"""Objects that a timeline draws by name."""
+
+View = tuple[int, int, int, int]
+"""Left, top, right and bottom of what a tile shows of a frame, in pixels."""
+
+SURROUNDINGS, LEAST_VIEW, MOST_VIEW = 2.0, 0.15, 0.75
+"""Tiles show so many times the largest extent of the object, at least that share of the frame; above it, all of it."""
 
 PROMPTED: Colour = (205, 120, 0)
 KEYFRAME: Colour = (31, 111, 180)
@@ -95,9 +105,11 @@ def overlay(
 def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = None, title: str = "") -> Image:
     """Draw significance over time with the keyframes marked, and beneath it the occupancy beside SAM 2's alone.
 
+    Where an object is hidden its line is pale; which objects are hidden when is drawn apart, or shaded for one alone.
+
     Args:
         stats: One object's statistics, or several by object id as `memory_stats` returns them. Their last 1,000
-            rows are drawn.
+            rows are drawn; of many objects the first twelve by name, and all in what memory they take.
         keep: The method's `keep`; a threshold on the significance is drawn.
         title: A line above.
 
@@ -108,9 +120,27 @@ def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = N
     by_id = {1: stats} if isinstance(stats, MemoryStats) else dict(stats)
     if not any(each.rows for each in by_id.values()):
         raise ValueError("there are no statistics yet: track at least one frame first")
-    figure = need("matplotlib.figure").Figure(figsize=(10, 6), dpi=110, layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
-    _significance(top, by_id, keep)
+    tracked = [obj_id for obj_id, each in by_id.items() if each.rows]
+    drawn = {obj_id: by_id[obj_id] for obj_id in tracked[:MOST]}
+    hidden = {obj_id: frames for obj_id, each in drawn.items() if (frames := _hidden(each))}
+    apart = len(drawn) > 1 and bool(hidden)
+    heights = (3, *([0.25 + 0.12 * len(hidden)] if apart else []), 2, 2)
+    figure = need("matplotlib.figure").Figure(figsize=(10, 6 + apart), dpi=110, layout="constrained")
+    top, *between, middle, bottom = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    _significance(top, drawn, keep)
+    if apart:
+        _absences(between[0], drawn, hidden)
+    elif hidden:
+        for frame_idx in next(iter(hidden.values())):
+            top.axvspan(frame_idx - 0.5, frame_idx + 0.5, color="#000000", alpha=0.09, lw=0)
+        top.plot([], [], color="#dddddd", lw=6, label="object not seen")
+    if len(tracked) > len(drawn):
+        top.plot([], [], " ", label=f"{len(tracked) - len(drawn)} more objects: not drawn")
+    if len(drawn) > 1:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    else:
+        top.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, frameon=False, ncols=3)
+    of_all = f"\nof {len(tracked)} objects" if len(tracked) > 1 else ""
     total = {name: _summed(by_id, name) for name in ("stock", "window", "memory")}
     look: dict[str, Any] = {
         "stock": {"color": "#b0402f", "label": "SAM 2 alone", "ls": "--"},
@@ -122,8 +152,8 @@ def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = N
         middle.plot(frames, [occupancy[t][0] / MIB for t in frames], **look[name])
         if name != "window":  # it reads exactly what SAM 2 alone reads
             bottom.plot(frames, [occupancy[t][1] for t in frames], **look[name])
-    middle.set_ylabel("memory, MiB")
-    bottom.set_ylabel("tokens attended")
+    middle.set_ylabel(f"memory, MiB{of_all}", fontsize=9)
+    bottom.set_ylabel(f"tokens attended{of_all}", fontsize=9)
     bottom.set_xlabel("frame")
     middle.legend(loc="lower right", bbox_to_anchor=(1, 0.96), fontsize=8, frameon=False, ncols=3)
     for axes in (top, middle, bottom):
@@ -132,7 +162,7 @@ def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = N
     longest = max(by_id.values(), key=lambda each: each.frames)
     if longest.frames > len(longest.rows):
         title = f"{title}  (the last {len(longest.rows):,} of {longest.frames:,} frames)".strip()
-    top.set_title(title, loc="left", fontsize=10)
+    top.set_title(brief(title, 70), loc="left", fontsize=10)
     return picture(figure)
 
 
@@ -149,6 +179,9 @@ def filmstrip(
     width: int = 132,
 ) -> Image:
     """Draw what SAM 2 remembers at chosen frames: what it would attend to alone, above what it attended to here.
+
+    Blue are the keyframes held, those in the rolling buffer; what was a keyframe once and is read as a recent frame is
+    not. Where masks show the object to be small, every tile is cropped around it, all at one scale.
 
     Args:
         stats: One object's statistics.
@@ -186,7 +219,8 @@ def filmstrip(
         strips += [(t, way, "SAM 2 alone", sorted([*given, *near])), (t, way, name, sorted(rows[t].attended))]
     example = frames(chosen[0])
     height = round(width * example.shape[0] / example.shape[1])
-    columns = max(2, *(len(kept) for *_, kept in strips))
+    views = _views(masks, {s for t, *_, kept in strips for s in (t, *kept)}) if masks else lambda s: None
+    columns = max(4, *(len(kept) for *_, kept in strips))
     pad, head, line, left = 8, 34, 20, 96
     row_height = height + line + pad
     size = (left + (columns + 1) * (width + pad) + 2 * pad, head + len(strips) * row_height + len(chosen) * 10)
@@ -201,20 +235,50 @@ def filmstrip(
         thumbs = [(s, _note(rows.get(s), s, (t - s) * way, s in prompts), s in prompts) for s in kept]
         for column, (s, note, prompted) in enumerate(thumbs):
             corner = (left + column * (width + pad), top)
-            ours = index % 2 and _is_keyframe(rows.get(s))
+            ours = index % 2 and s in rows[t].keyframes
             edge = PROMPTED if prompted else KEYFRAME if ours else None
-            image.paste(_thumbnail(frames(s), masks and masks(s), (width, height), edge), corner)
+            image.paste(_thumbnail(frames(s), masks and masks(s), (width, height), edge, views(s)), corner)
             write(image, (corner[0], top + height + 2), note, 12, INK)
         if index % 2 == 0:
             corner = (left + columns * (width + pad) + 2 * pad, top + row_height // 2)
-            image.paste(_thumbnail(frames(t), masks and masks(t), (width, height), INK), corner)
+            image.paste(_thumbnail(frames(t), masks and masks(t), (width, height), INK, views(t)), corner)
             write(image, (corner[0], corner[1] + height + 2), f"now: frame {t}", 12, INK)
         top += row_height + (10 if index % 2 else 0)
     return image  # type: ignore[no-any-return]
 
 
-def _thumbnail(frame: Pixels, mask: NDArray[Any] | None, size: tuple[int, int], edge: Colour | None) -> Image:
+def _views(masks: Callable[[int], NDArray[Any]], shown: Collection[int]) -> Callable[[int], View | None]:
+    """Return what part of each frame is shown: around the object, at one scale, or where it is next if it is hidden."""
+    boxes: dict[int, View] = {}
+    shape = (0, 0)
+    for s in shown:
+        mask = masks(s) != 0
+        shape = mask.shape
+        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        if len(rows):
+            boxes[s] = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    largest = max((max((x1 - x0) / shape[1], (y1 - y0) / shape[0]) for x0, y0, x1, y1 in boxes.values()), default=1.0)
+    share = max(SURROUNDINGS * largest, LEAST_VIEW)
+    if share > MOST_VIEW:
+        return lambda s: None
+    height, width = (max(1, round(share * side)) for side in shape)
+
+    def view(s: int) -> View:
+        x0, y0, x1, y1 = boxes[min(boxes, key=lambda other: abs(other - s))]
+        left = min(max((x0 + x1 - width) // 2, 0), shape[1] - width)
+        top = min(max((y0 + y1 - height) // 2, 0), shape[0] - height)
+        return left, top, left + width, top + height
+
+    return view
+
+
+def _thumbnail(
+    frame: Pixels, mask: NDArray[Any] | None, size: tuple[int, int], edge: Colour | None, view: View | None
+) -> Image:
     module = need("PIL.Image")
+    if view is not None and mask is not None:
+        left, top, right, bottom = view
+        frame, mask = frame[top:bottom, left:right], mask[top:bottom, left:right]
     small = module.fromarray(np.ascontiguousarray(frame)).resize(size, module.Resampling.LANCZOS)
     if mask is not None:
         ids = module.fromarray(mask.astype(np.int32), mode="I").resize(size, module.Resampling.NEAREST)
@@ -232,10 +296,6 @@ def _note(row: FrameStats | None, frame_idx: int, age: int, prompted: bool) -> s
     return note if row is None or math.isnan(row.significance) else f"{note}: {row.significance:.2f}"
 
 
-def _is_keyframe(row: FrameStats | None) -> bool:
-    return row is not None and row.keyframe is True
-
-
 def _before(rows: Mapping[int, FrameStats], frame_idx: int) -> list[int]:
     """Return the frames tracked before one."""
     order = list(rows)
@@ -250,27 +310,41 @@ def _moments(rows: Sequence[FrameStats]) -> list[int]:
     return sorted(rows[i].frame_idx for i in list(dict.fromkeys(telling))[:3])
 
 
-def _significance(axes: Any, by_id: Mapping[int, MemoryStats], keep: object) -> None:
+def _hidden(stats: MemoryStats) -> list[int]:
+    """Return the frames on which SAM 2 does not see the object."""
+    return sorted(row.frame_idx for row in stats.rows if row.scores.get("object_score", 1.0) <= 0)
+
+
+def _significance(axes: Any, by_id: Mapping[Any, MemoryStats], keep: object) -> None:
     known = False
-    for obj_id, each in by_id.items():
-        colour = tuple(0.8 * channel / 255 for channel in colour_of(int(obj_id)))
-        rows = sorted(each.rows, key=lambda row: row.frame_idx)
+    for place, (obj_id, each) in enumerate(by_id.items()):
+        colour = tuple(0.8 * channel / 255 for channel in colour_of(obj_id, place))
+        rows, hidden = sorted(each.rows, key=lambda row: row.frame_idx), set(_hidden(each))
         marked = [row for row in rows if row.keyframe]
         known = known or any(not math.isnan(row.significance) for row in rows)
-        label = f"object {obj_id}: {len(marked)} of {len(rows)} are keyframes"
-        axes.plot([r.frame_idx for r in rows], [r.significance for r in rows], color=colour, lw=1.4, label=label)
+        label = f"object {brief(obj_id, 20)}: {len(marked)} of {len(rows)} are keyframes"
+        frames, values = [row.frame_idx for row in rows], [row.significance for row in rows]
+        if hidden:
+            axes.plot(frames, values, color=colour, lw=0.8, alpha=0.35)
+        seen = [math.nan if t in hidden else value for t, value in zip(frames, values, strict=True)]
+        axes.plot(frames, seen, color=colour, lw=1.4, label=label)
         height = [0.0 if math.isnan(row.significance) else row.significance for row in marked]
         axes.plot([row.frame_idx for row in marked], height, "o", color=colour, ms=5, mec="white")
-        hidden = [row.frame_idx for row in rows if row.scores.get("object_score", 1.0) <= 0]
-        if len(by_id) == 1:
-            for frame_idx in hidden:
-                axes.axvspan(frame_idx - 0.5, frame_idx + 0.5, color="#000000", alpha=0.09, lw=0)
-            if hidden:
-                axes.plot([], [], color="#dddddd", lw=6, label="no object seen")
-    if known and isinstance(keep, Threshold) and keep.of is None:
+    if known and isinstance(keep, Threshold) and keep.of is None and math.isfinite(keep.above):
         axes.axhline(keep.above, color="#222222", lw=0.8, ls="--", label=f"threshold {keep.above:g}")
-    axes.set_ylabel("significance" if known else "significance (not measured)")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, frameon=False, ncols=3)
+    axes.set_ylabel("significance" if known else "significance (not measured)", fontsize=9)
+
+
+def _absences(axes: Any, by_id: Mapping[Any, MemoryStats], hidden: Mapping[Any, Sequence[int]]) -> None:
+    """Draw a row an object that is hidden at some time, with bars where it is."""
+    names = list(by_id)
+    for row, (obj_id, frames) in enumerate(hidden.items()):
+        colour = tuple(0.8 * channel / 255 for channel in colour_of(obj_id, names.index(obj_id)))
+        axes.broken_barh([(t - 0.5, 1) for t in frames], (row - 0.35, 0.7), color=colour, lw=0)
+    axes.set_yticks(range(len(hidden)), [brief(obj_id, 12) for obj_id in hidden], fontsize=7)
+    axes.set_ylim(len(hidden) - 0.4, -0.6)
+    axes.set_ylabel("not\nseen", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _summed(by_id: Mapping[int, MemoryStats], name: str) -> dict[int, tuple[int, int]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import signal
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,43 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sam2_keyframe._checks import brief
 from sam2_keyframe.app import pictures
-from sam2_keyframe.app.draw import Pixels, need
+from sam2_keyframe.app.draw import INK, Pixels, need, write
+from sam2_keyframe.app.exports import FILES, export, saved_masks
 from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
+from sam2_keyframe.app.signals import Stopped, reason, requests
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.patches import driver_of
 from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.replay import record
 from sam2_keyframe.replay.recording import RECORDING
 from sam2_keyframe.types import BASE_SCORES
 from sam2_keyframe.video.decode import folder_images
-from sam2_keyframe.video.source import FrameSource, init_state, without_bars
+from sam2_keyframe.video.source import FrameSource, init_state
 
 OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
-"""What a run writes."""
+"""What a run writes, unless told otherwise."""
 
-CTRL_C = "stopped by Ctrl-C"
+WRITTEN = (*OUTPUTS, *FILES.values())
+"""What a run may write."""
 
 FPS = 24.0
 """Of the overlay, where the source does not say."""
 
-SHOWN = 6
-"""Objects in `memory.png`, at most."""
+SHOWN, FEW = 12, 4
+"""Objects in `memory.png`, at most; of more than a few, one moment each."""
+
+LINE = 30
+"""Height of the line under them, in pixels."""
+
+FPS_RANGE = (0.2, 240.0)
+"""What a source says of its frame rate is believed within these; else the overlay runs at `FPS`."""
+
+ON_ERROR = ("stop", "hold", "skip")
+"""What to do at a frame that cannot be read: end there; give it the masks of the frame before; leave it out."""
 
 
 class FrameError(ValueError):
@@ -54,12 +67,16 @@ class Report:
         seconds: Time it took.
         stats: Memory statistics by object.
         stopped: Why it ended early; "" when it did not.
+        signal: Number of the signal that ended it; 0 when none did.
+        lost: Frames that could not be read, and were held or skipped.
     """
 
     frames: int = 0
     seconds: float = 0.0
     stats: dict[int, MemoryStats] = field(default_factory=dict)
     stopped: str = ""
+    signal: int = 0
+    lost: list[int] = field(default_factory=list)
 
 
 def track(
@@ -71,11 +88,18 @@ def track(
     *,
     name: str = "",
     stamp: str = "",
+    on_error: str = "stop",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    mask_names: Sequence[str] | None = None,
+    overlay: bool = True,
+    draw: bool = True,
+    exports: Sequence[str] = (),
+    file_names: Sequence[str] | None = None,
 ) -> Report:
     """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
 
-    Ctrl-C, a frame that cannot be read and a full disk end the run early: what was written so far stays, and is whole.
+    Ctrl-C, SIGTERM, a frame that cannot be read and a full disk end the run early: what was written so far stays, and
+    is whole.
 
     Args:
         predictor: A SAM 2 video predictor.
@@ -85,7 +109,14 @@ def track(
         folder: An empty folder.
         name: Of the method, for pictures.
         stamp: A warning across the overlay.
+        on_error: One of `ON_ERROR`. A frame that is held or skipped is not tracked; one is held once a later frame
+            can be read, and has no row in the table.
         progress: Called with frames done and to do.
+        mask_names: What each frame's mask is called; None: 00000, 00001, ...
+        overlay: Whether `overlay.mp4` is written.
+        draw: Whether `timeline.png` and `memory.png` are.
+        exports: More forms of the masks, of `exports.FILES`.
+        file_names: What the frames are called in them; None: as the masks, with `.jpg`.
 
     Raises:
         ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
@@ -97,32 +128,52 @@ def track(
     names = (
         list(dict.fromkeys([*(scorer.name for scorer in method.scorers()), *BASE_SCORES])) if method.observes else []
     )
+    mask_names = [f"{t:05d}" for t in range(len(source))] if mask_names is None else mask_names
     (folder / "masks").mkdir()
+    timed = source.fps is not None and FPS_RANGE[0] <= source.fps <= FPS_RANGE[1]
+    fps = source.fps if timed and source.fps else FPS
+    last = prompts[0].frame_idx - 1
+    picture: Pixels | None = None
+    labels: NDArray[Any] = np.zeros(0, np.uint8)
     state = new_state(predictor, source)
     try:
         with (
             closing(Table(folder / TABLE, names)) as table,
-            closing(Video(folder / "overlay.mp4", source.fps or FPS)) as video,
+            closing(Video(folder / "overlay.mp4", fps)) if overlay else nullcontext() as video,
             wrap(predictor, method, keep_masks=False),  # masks are written as they come, and no frame is gone back to
             record(predictor, state, folder / RECORDING),
-            _interrupts() as interrupted,
+            requests() as stop,
         ):
-            for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts):
-                labels = pictures.label_map(obj_ids, logits)
+            for t, frame, obj_ids, logits in sweep(predictor, state, source, prompts, on_error, report.lost):
+                if on_error == "hold" and report.frames:
+                    for gap in range(last + 1, t):
+                        write_mask(folder / "masks" / f"{mask_names[gap]}.png", labels)
+                        if video is not None and picture is not None:
+                            video.add(picture, source.time(gap) if timed else None)
+                labels, last = pictures.label_map(obj_ids, logits), t
                 report.stats = memory_stats(state)
                 rows = {obj_id: _row(report.stats.get(obj_id), t) for obj_id in obj_ids}
-                write_mask(folder / "masks" / f"{t:05d}.png", labels)
+                write_mask(folder / "masks" / f"{mask_names[t]}.png", labels)
                 for obj_id, row in rows.items():
-                    table.add(t, obj_id, row)
-                caption = _caption(name, t, rows, report.stats)
-                video.add(np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp)))
+                    table.add(t, obj_id, row, source.time(t))
+                if video is not None:
+                    caption = _caption(name, t, rows, report.stats)
+                    picture = np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp))
+                    video.add(picture, source.time(t) if timed else None)
                 report.frames += 1
                 progress(report.frames, len(source) - first)
-                if interrupted.is_set():
-                    report.stopped = CTRL_C
+                if stop.number:
+                    report.signal, report.stopped = stop.number, reason(stop.number)
                     break
-        if any(each.rows for each in report.stats.values()):
-            _draw(source, report.stats, method, prompts, folder, name)
+        try:
+            if exports:
+                saved = functools.partial(saved_masks, folder / "masks", mask_names)
+                called = [f"{each}.jpg" for each in mask_names] if file_names is None else file_names
+                export(saved, called, folder, exports, fps)
+            if draw and any(each.rows for each in report.stats.values()):
+                _draw(source, report.stats, method, prompts, folder, name, mask_names)
+        except Stopped as error:  # the rest is whole
+            report.signal, report.stopped = error.number, str(error)
     except (FrameError, OSError) as error:
         if not report.frames:
             raise
@@ -139,28 +190,44 @@ def new_state(predictor: Any, source: FrameSource) -> dict[str, Any]:
 
 @torch.inference_mode()
 def sweep(
-    predictor: Any, state: dict[str, Any], source: FrameSource, prompts: Sequence[Prompt]
+    predictor: Any,
+    state: dict[str, Any],
+    source: FrameSource,
+    prompts: Sequence[Prompt],
+    on_error: str = "stop",
+    lost: list[int] | None = None,
 ) -> Iterator[tuple[int, Pixels, list[int], torch.Tensor]]:
     """Yield frame number, frame, object ids and (N, 1, H, W) mask logits, from the first prompt to the end.
 
     An object is tracked from its first prompt on: prompts are given as their frame is reached, because SAM 2 tracks
-    every object that it knows from the first prompt of any.
+    every object that it knows from the first prompt of any. Unless `on_error` is "stop", frames that cannot be read
+    are passed over and put into `lost`.
 
     Raises:
-        FrameError: A frame cannot be read.
+        FrameError: A frame cannot be read, or one with a prompt.
     """
     given = sorted({prompt.frame_idx for prompt in prompts})
     device = torch.device(predictor.device)
     for start, end in zip(given, [*given[1:], len(source)], strict=True):
         read_frame(source, start)
-        with _precision(device), without_bars():
+        with _precision(device):
             for prompt in prompts:
                 if prompt.frame_idx == start:
                     _give(predictor, state, prompt)
-        tracking = predictor.propagate_in_video(state, start_frame_idx=start, max_frame_num_to_track=end - start - 1)
+        tracking = None
         for t in range(start, end):
-            frame = read_frame(source, t)
-            with _precision(device), without_bars():
+            try:
+                frame = read_frame(source, t)
+            except FrameError:
+                if on_error == "stop":
+                    raise
+                tracking = None
+                if lost is not None:
+                    lost.append(t)
+                continue
+            if tracking is None:
+                tracking = driver_of(predictor).track(state, t, end - t - 1)
+            with _precision(device):
                 _, obj_ids, logits = next(tracking)
             yield t, frame, list(obj_ids), logits
 
@@ -169,24 +236,35 @@ def check_source(path: Path, source: FrameSource) -> None:
     """Refuse, before anything is written, a video whose frames will not all be had, as far as that can be told early.
 
     Raises:
-        FrameError: The first or the last frame cannot be read, or a folder's pictures differ in size.
+        FrameError: A folder's pictures differ in size, or the first or the last frame cannot be read.
     """
+    if path.is_dir():
+        _check_sizes(folder_images(path)[: len(source)])
     read_frame(source, len(source) - 1)
-    first = read_frame(source, 0)
-    if not path.is_dir():
-        return
+    read_frame(source, 0)
+
+
+def _check_sizes(images: Sequence[Path]) -> None:
+    """Refuse pictures of several sizes; the odd one is the first whose size is not that of most.
+
+    Raises:
+        FrameError: They differ, or one cannot be read.
+    """
     module = need("PIL.Image")
-    for picture in folder_images(path)[: len(source)]:
+    sizes: dict[Path, tuple[int, int]] = {}
+    for path in images:
         try:
-            with module.open(picture) as image:
-                size = image.size
+            with module.open(path) as image:
+                sizes[path] = image.size
         except OSError:
-            raise FrameError(f"{picture} is not a picture that can be read; replace it or take it away") from None
-        if size != first.shape[1::-1]:
-            raise FrameError(
-                f"{picture} has {size[0]} x {size[1]} pixels, the first frame {first.shape[1]} x {first.shape[0]}; "
-                "give frames of one size"
-            )
+            raise FrameError(f"{path} is not a picture that can be read; replace it or take it away") from None
+    (most, count), *_ = Counter(sizes.values()).most_common(1)
+    odd = next((path for path, size in sizes.items() if size != most), None)
+    if odd is not None:
+        raise FrameError(
+            f"{odd} has {sizes[odd][0]} x {sizes[odd][1]} pixels, {count} of the {len(sizes)} frames have {most[0]} x "
+            f"{most[1]}; give frames of one size"
+        )
 
 
 def read_frame(source: FrameSource, t: int) -> Pixels:
@@ -216,26 +294,6 @@ def _precision(device: torch.device) -> Any:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that no file is cut short; the second one interrupts as ever."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _row(stats: MemoryStats | None, frame_idx: int) -> FrameStats | None:
     """Return an object's row of a frame; None on a prompted frame, which SAM 2 does not track."""
     last = stats.last if stats is not None else None
@@ -261,16 +319,18 @@ def _draw(
     prompts: Sequence[Prompt],
     folder: Path,
     name: str,
+    mask_names: Sequence[str],
 ) -> None:
     """Write `timeline.png` and `memory.png`."""
     write_png(folder / "timeline.png", pictures.timeline(stats, keep=method.keep, title=f"method: {name}"))
     module = need("PIL.Image")
 
     def mask(t: int, obj_id: int) -> NDArray[Any]:
-        path = folder / "masks" / f"{t:05d}.png"
+        path = folder / "masks" / f"{mask_names[t]}.png"
         ids: NDArray[Any] = np.asarray(module.open(path)).astype(np.int32)
         return np.where(ids == obj_id, ids, 0)
 
+    shown = [(obj_id, each) for obj_id, each in stats.items() if each.rows][:SHOWN]
     frames = functools.lru_cache(maxsize=64)(functools.partial(read_frame, source))
     strips = [
         pictures.filmstrip(
@@ -280,13 +340,18 @@ def _draw(
             prompts=sorted(prompt.frame_idx for prompt in prompts if prompt.obj_id == obj_id),
             title=f"object {obj_id}: frames that SAM 2 attends to  (frame, age: significance)",
             name=name,
+            moments=[each.rows[-1].frame_idx] if len(shown) > FEW else None,
         )
-        for obj_id, each in list(stats.items())[:SHOWN]
-        if each.rows
+        for obj_id, each in shown
     ]
-    sheet = module.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
+    left_out = [obj_id for obj_id in stats if obj_id not in dict(shown)]
+    height = sum(strip.height for strip in strips) + (LINE if left_out else 0)
+    sheet = module.new("RGB", (max(strip.width for strip in strips), height), "white")
     top = 0
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
+    if left_out:
+        count = f"{len(left_out)} more object{'s are' if len(left_out) > 1 else ' is'} not drawn"
+        write(sheet, (8, top + 4), f"{count}: {brief(', '.join(map(str, left_out)), 80)}", 15, INK)
     write_png(folder / "memory.png", sheet)

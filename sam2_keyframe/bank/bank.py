@@ -55,6 +55,7 @@ class MemoryBank:
         self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
         self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
         self.evicted: list[int] = []
+        self.keyframes: tuple[int, ...] = ()  # in the buffer as the frame being tracked is read for
         self.as_prompted: Tensor | None = (
             None  # the frame observed last, encoded as a prompted one, until it is decided
         )
@@ -101,6 +102,7 @@ class MemoryBank:
         self.reconcile(cond)
         if tracking:
             self._age(moment)
+            self.keyframes = self.selection.in_buffer()
         prompts = allowed_prompts(cond, self.method.conditioning, moment)
         read = closest(moment.frame_idx, prompts, geometry.prompts)
         memories = self._choose(moment, len(read), image_embed)
@@ -319,7 +321,9 @@ class MemoryBank:
         attended, tokens = (reading.attended, reading.tokens) if reading is not None else ((), 0)
         memory = Occupancy(frames + len(self.long_term), nbytes, tokens)
         milliseconds = 1000 * (time.perf_counter() - since)
-        self.stats.add(FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes))
+        row = FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes)
+        row.keyframes = self.keyframes
+        self.stats.add(row)
 
 
 @dataclass(slots=True)

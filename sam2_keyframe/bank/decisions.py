@@ -172,6 +172,13 @@ class Selection:
         """Return the keyframes held, corrected frames and those still ageing included."""
         return self._in(self.buffer)
 
+    def in_buffer(self) -> tuple[int, ...]:
+        """Return what people are told of as keyframes held: those in the buffer, at most `capacity`, by frame.
+
+        A newer one is among the recent frames still, and a corrected frame is held besides.
+        """
+        return tuple(sorted(record.frame_idx for record in self.buffer))
+
     def _in(self, *buffers: RollingBuffer) -> list[int]:
         buffered = [record.frame_idx for buffer in buffers for record in buffer]
         return [*self.corrected, *buffered, *(idx for idx, (_, buffer) in self.ageing.items() if buffer in buffers)]

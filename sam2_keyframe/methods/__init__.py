@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.attention.maths import Foveated
 from sam2_keyframe.bank.compression import PCA, Chain, Identity, Int8
 from sam2_keyframe.memory import KeyframeMemory
@@ -106,14 +107,25 @@ def make_method(method: str | KeyframeMemory, **overrides: Any) -> KeyframeMemor
     own: list[str] = []
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
+            raise ValueError(
+                f"there is no method {method!r}; choose one of {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
+            )
         own = list(inspect.signature(METHODS[method]).parameters)
     elif not isinstance(method, KeyframeMemory):
         raise TypeError(f"method={method!r}: give a name ({', '.join(METHODS)}) or a KeyframeMemory")
     unknown = [name for name in overrides if name not in (*own, *fields)]
     if unknown:
-        raise ValueError(f"unknown keyword {', '.join(unknown)}; valid are {', '.join(dict.fromkeys([*own, *fields]))}")
+        valid = list(dict.fromkeys([*own, *fields]))
+        hint = did_you_mean(unknown[0], valid)
+        raise ValueError(f"unknown keyword {', '.join(unknown)}; valid are {', '.join(valid)}{hint}")
     chosen = method
     if isinstance(chosen, str):
-        chosen = METHODS[chosen](**{name: overrides.pop(name) for name in own if name in overrides})
+        given = {name: overrides.pop(name) for name in own if name in overrides}
+        try:
+            chosen = METHODS[chosen](**given)
+        except (TypeError, ValueError) as error:
+            if not given:
+                raise
+            told = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            raise type(error)(f"{method}({told}): {error}") from None
     return dataclasses.replace(chosen, **overrides)

@@ -68,10 +68,12 @@ def samurai(kalman: bool = False, weight: float = 0.25) -> KeyframeMemory:
     objects and videos, an empty mask updates it with a box of zeros, and its configurations also lower the threshold
     of visibility to -1, which is not part of the selection and not done here.
     """
-    gate = Visible() & Quality(0.5)
+    if not isinstance(kalman, bool):
+        raise TypeError(f"kalman={kalman!r}: must be True or False")
+    gate, motion = Visible() & Quality(0.5), Kalman(weight=weight)
     if kalman:
         gate = gate & Threshold(0.0, of="kalman_overlap")
-    return unmeasured(fill=False, gate=gate, choice=Kalman(weight=weight) if kalman else None)
+    return unmeasured(fill=False, gate=gate, choice=motion if kalman else None)
 
 
 def sam2long(theta: float = 0.3) -> KeyframeMemory:
@@ -223,7 +225,10 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
 
     Raises:
         ValueError: No frames are given.
+        TypeError: They are no tuple or list.
     """
+    if not isinstance(frames, tuple | list):
+        raise TypeError(f"frames={frames!r}: give frame numbers, as in (3, 41)")
     if not frames:
         raise ValueError(
             "genetic() needs the frames that a search found on a first pass: choose_frames() on the descriptors of a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.host import Host, ObjectFrames
 from sam2_keyframe.patches.sam2 import Sam2
 
@@ -50,3 +51,12 @@ def host_of(session: Any) -> type[Host]:
 def objects_of(session: Any) -> Mapping[Any, ObjectFrames]:
     """Return each object's frames in an inference state, by object id. Raises as `host_of`."""
     return host_of(session).objects(session) or {}
+
+
+def driver_of(predictor: Any) -> Driver:
+    """Return what opens states of a predictor and drives it frame by frame.
+
+    Raises:
+        TypeError: No host takes it.
+    """
+    return find_host(predictor).driver(predictor)

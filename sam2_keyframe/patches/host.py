@@ -15,6 +15,7 @@ from sam2_keyframe.bank.bank import KEY, Banks, MemoryBank
 from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.patches.driving import Driver
 
 
 class ObjectFrames(NamedTuple):
@@ -84,4 +85,9 @@ class Host(Protocol):
     @staticmethod
     def forget(session: Any) -> None:
         """Remove all that the plugin has put into an inference state."""
+        ...
+
+    @staticmethod
+    def driver(predictor: Any) -> Driver:
+        """Return what opens states of a predictor and drives it frame by frame."""
         ...

@@ -20,6 +20,7 @@ from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.host import ObjectFrames
 from sam2_keyframe.patches.view import in_dtype, memory_view
@@ -157,6 +158,11 @@ class Sam2:
             bank = output_dict.pop(KEY, None)
             if bank is not None:
                 bank.store.release(session["device"])
+
+    @staticmethod
+    def driver(predictor: Any) -> Driver:
+        """Return what drives the predictor frame by frame."""
+        return Driver(predictor)
 
     def _bank(self, state: MutableMapping[str, Any], output_dict: MutableMapping[str, Any]) -> MemoryBank:
         def adopt(bank: MemoryBank) -> None:

@@ -22,18 +22,21 @@ class Wrapping:
         self._undo: list[Callable[[], None]] = []
 
     def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put `wrapper(original, arguments by name)` over the method `name`."""
-        original = getattr(self.predictor, name)
+        """Put `wrapper(original, arguments by name)` over the method `name`; `over` puts it over another original."""
         signature = method_signature(self.predictor, name)
 
-        @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(self.predictor, *args, **kwargs)
-            bound.apply_defaults()
-            _, *arguments = bound.arguments.items()
-            return wrapper(original, dict(arguments))
+        def over(original: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(original)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                bound = signature.bind(self.predictor, *args, **kwargs)
+                bound.apply_defaults()
+                _, *arguments = bound.arguments.items()
+                return wrapper(original, dict(arguments))
 
-        self.put(name, wrapped)
+            wrapped.over = over  # type: ignore[attr-defined]
+            return wrapped
+
+        self.put(name, over(getattr(self.predictor, name)))
 
     def put(self, name: str, value: Any) -> None:
         """Set an instance attribute, past `nn.Module`'s own bookkeeping."""

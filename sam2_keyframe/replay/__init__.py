@@ -6,6 +6,7 @@ kept and what that takes, not how good its masks would be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from sam2_keyframe.patches.recording import record
 from sam2_keyframe.replay.given_masks import from_masks
 from sam2_keyframe.replay.player import Player
 from sam2_keyframe.replay.recording import Recording
+from sam2_keyframe.rules.filters import And, Not, Or, Visible, reads
+from sam2_keyframe.types import KeyframeFilter
 from sam2_keyframe.video.source import FrameSource
 
 __all__ = ["Geometry", "Recording", "Replay", "from_masks", "record", "replay"]
@@ -42,6 +45,29 @@ class Replay:
     held: dict[Any, list[list[int]]]
 
     @property
+    def unknown(self) -> list[str]:
+        """Scores that the method decides by and no frame has, so that every frame passed: SAM 2's own, without it."""
+        rows = [
+            row for each in self.stats.values() for row in each.rows if not row.scores.get("object_score", 1.0) <= 0
+        ]
+        missing = {name for row in rows for name, value in row.scores.items() if math.isnan(value)}
+        missing -= {name for row in rows for name, value in row.scores.items() if not math.isnan(value)}
+        asked = {name for rule in self.method.rules() for name in _gated(rule)}
+        asked |= {self.method.scorer.name} if self.method.scorer is not None else set()
+        return sorted(missing & asked)
+
+    @property
+    def unknown_note(self) -> str:
+        """What `unknown` means, in a sentence; "" where everything is known."""
+        if not self.unknown:
+            return ""
+        names = " and ".join(self.unknown)
+        return (
+            f"{names} {'is' if len(self.unknown) == 1 else 'are'} not known of these masks, so what the method decides "
+            "by that accepted every frame: count on none of its keyframes; replay the recording of a run instead"
+        )
+
+    @property
     def keyframes(self) -> dict[Any, list[int]]:
         """The frames that became keyframes, by object, in the order in which they did."""
         return {obj_id: [r.frame_idx for r in each.rows if r.keyframe] for obj_id, each in self.stats.items()}
@@ -59,6 +85,7 @@ class Replay:
         return {
             "method": repr(self.method),
             "masks": "held fixed: under this method SAM 2 might have drawn others",
+            "unknown": self.unknown,
             "objects": {str(obj_id): self._totals(obj_id) for obj_id in self.stats},
         }
 
@@ -83,6 +110,8 @@ class Replay:
                 f" object {obj_id}: {each.keyframes} of {each.frames} frames are keyframes; at most "
                 f"{each.peak_frames} memories, {each.peak_bytes / MIB:.2f} MiB, {each.peak_tokens:,} tokens{alone}"
             )
+        if self.unknown:
+            lines.append(f" {self.unknown_note}")
         return "\n".join([*lines, f" {self.method!r}>"])
 
 
@@ -105,8 +134,8 @@ def replay(
     Args:
         frames: The video: a `FrameSource` or what one is made of. None, where no scorer needs pixels.
         masks: A `Recording` or the path of a saved one. Or masks from elsewhere: (T, H, W) object ids or bool, or
-            {obj_id: (T, H, W) bool}; see `from_masks`. Their predicted IoU is unknown, which gates accept,
-            and an empty mask has no object.
+            {obj_id: (T, H, W) bool}; see `from_masks`. Their predicted IoU is unknown, which gates accept
+            (`Replay.unknown` names it), and an empty mask has no object.
         method: As in `wrap`.
         prompts: Prompted frames by object, for masks from elsewhere; None: each object's first frame with a mask.
         geometry: What memories are counted and read as; None: as the recorded model's, or as the official models' at
@@ -143,6 +172,15 @@ def replay(
         {obj_id: sorted(thing.cond) for obj_id, thing in played.items()},
         {obj_id: thing.held for obj_id, thing in played.items()},
     )
+
+
+def _gated(rule: KeyframeFilter) -> frozenset[str]:
+    """Return the scores that a rule reads, but for whether the object is visible: an empty mask tells that, too."""
+    if isinstance(rule, And | Or):
+        return _gated(rule.first) | _gated(rule.second)
+    if isinstance(rule, Not):
+        return _gated(rule.inner)
+    return frozenset() if isinstance(rule, Visible) and rule.above <= 0 else reads(rule)
 
 
 def _decisions(row: FrameStats) -> dict[str, Any]:

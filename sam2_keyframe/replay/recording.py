@@ -85,7 +85,12 @@ class Recording:
             ValueError: The file is no recording, or one of another version.
             OSError: It cannot be read.
         """
-        path = Path(path) / RECORDING if Path(path).is_dir() else path
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{str(path)!r} does not exist; give a run's folder, its {RECORDING}, or masks of object ids"
+            )
+        path = path / RECORDING if path.is_dir() else path
         try:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(file["about"].tobytes())

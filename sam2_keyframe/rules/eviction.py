@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from sam2_keyframe._checks import check_relation
+from sam2_keyframe._checks import check_relation, check_whole
 from sam2_keyframe.rules.similarity import AttentionShare, DescriptorCosine
 from sam2_keyframe.types import FrameRecord, Relation
 
@@ -76,6 +76,10 @@ class Random:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the seed."""
+        check_whole(self, "seed", least=0)
 
     def victim(self, held: Sequence[FrameRecord], now: int) -> FrameRecord:
         """Return the record of the highest priority number."""

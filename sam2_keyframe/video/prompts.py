@@ -26,8 +26,16 @@ def read_prompts(
         size: Height H and width W of the frame.
 
     Raises:
+        TypeError: Prompts are not given by object id.
         ValueError: A prompt is malformed or off the frame, or an object has a mask and something else.
     """
+    for what, given, example in (
+        ("masks", masks, "mask"),
+        ("points", points, "([[x, y]], [1])"),
+        ("boxes", boxes, "(x0, y0, x1, y1)"),
+    ):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"{what} is a {type(given).__name__}; give a dict by object id: {what}={{1: {example}}}")
     prompts: dict[Any, dict[str, Any]] = {}
     for obj_id, mask in (masks or {}).items():
         prompts[obj_id] = {"mask": _mask(obj_id, mask, size)}
@@ -43,9 +51,18 @@ def read_prompts(
 
 
 def _mask(obj_id: Any, mask: Any, size: tuple[int, int]) -> Any:
-    if np.ndim(mask) != 2:
-        raise ValueError(f"the mask of object {obj_id!r} has {np.ndim(mask)} dimensions; give an (H, W) mask")
-    mask = mask.bool() if isinstance(mask, Tensor) else np.asarray(mask, dtype=bool)
+    if not isinstance(mask, Tensor):
+        try:
+            mask = np.asarray(mask)
+        except ValueError:  # rows of different lengths
+            raise ValueError(
+                f"the mask of object {obj_id!r} is no (H, W) array; give one of the frame's size"
+            ) from None
+        if mask.dtype.kind not in "biuf":
+            raise ValueError(f"the mask of object {obj_id!r} holds {mask.dtype}; give an (H, W) boolean mask")
+    if mask.ndim != 2:
+        raise ValueError(f"the mask of object {obj_id!r} has {mask.ndim} dimensions; give an (H, W) mask")
+    mask = mask != 0 if isinstance(mask, Tensor) else mask.astype(bool)
     if tuple(mask.shape) != size:
         raise ValueError(
             f"the mask of object {obj_id!r} is {mask.shape[1]}x{mask.shape[0]} and the frame {size[1]}x{size[0]}; "

@@ -9,6 +9,7 @@ pixels differ slightly from stock.
 
 from __future__ import annotations
 
+import copy
 import functools
 import weakref
 from collections.abc import Iterable
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam2_keyframe.patches import driver_of
+from sam2_keyframe.video.bars import without_bars
 from sam2_keyframe.video.decode import Frame, Indexed, Iterated, Reader, VideoFile, folder_images
-from sam2_keyframe.video.inference_state import TrackedPerObject, state_from_frame, without_bars
 from sam2_keyframe.video.window import Window
 
 __all__ = ["FrameSource", "LazyFrames", "init_state", "without_bars"]
@@ -43,6 +45,8 @@ def normalise(frame: Tensor, device: torch.device) -> Tensor:
     Source: sam2/utils/misc.py `load_video_frames_from_jpg_images`, as a table of the 768 values it can give.
     """
     table, offset = _lookup(device)
+    if device.type == "cpu":  # NumPy's take has no threads, which a forked process has not either
+        return torch.from_numpy(table.numpy().take(frame.numpy() + offset.numpy()))
     return table.index_select(0, (frame.to(device) + offset).flatten()).view(frame.shape)
 
 
@@ -50,12 +54,15 @@ class FrameSource:
     """Frames of a video, read as they are asked for and ahead of that on threads; only a small window is held.
 
     Any order works; forwards and backwards are read ahead. A context manager: leaving it, `close()` or dropping the
-    last reference ends the threads.
+    last reference ends the threads. A copy, a pickled one and the one that a forked process inherits read the same
+    frames on threads of their own; what can be read only once, such as a generator, can do none of that. What there
+    is to know of the frames (a video begins between key frames, pictures carry an EXIF orientation) is said in a
+    warning when the first is asked for.
 
     Args:
-        source: A video file, a folder of images (its JPEGs where it has any, in natural order), a (T, H, W, 3) uint8
-            array, a (T, 3, H, W) tensor (uint8, or float in [0, 1]), a list of images or of paths, or any iterable
-            of (H, W, 3) uint8 RGB frames. An iterable is read once, forwards.
+        source: A video file, a folder of images (its JPEGs where it has any, in the order of the numbers in their
+            names), a (T, H, W, 3) uint8 array, a (T, 3, H, W) tensor (uint8, or float in [0, 1]), a list
+            of images or of paths, or any iterable of (H, W, 3) uint8 RGB frames. An iterable is read once, forwards.
         num_frames: Number of frames, for iterables without a length; elsewhere an upper bound.
         ahead: Frames read ahead; at least 1. A window holds at most twice as many (and 3 more).
         threads: Threads that decode and resize; at least 1.
@@ -72,9 +79,27 @@ class FrameSource:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give at least 1")
         reader = _reader(source, num_frames)
+        self._begin(reader, min(len(reader), num_frames or len(reader)), ahead, threads)
+
+    def _begin(self, reader: Reader, num_frames: int, ahead: int, threads: int) -> None:
         self._window = Window(reader, ahead, threads)
-        self._num_frames = min(len(reader), num_frames or len(reader))
+        self._num_frames = num_frames
         self._end = weakref.finalize(self, self._window.stop)
+
+    def __getstate__(self) -> tuple[Reader, int, int, int]:
+        return self._window.reader, self._num_frames, self._window.ahead, self._window.threads
+
+    def __setstate__(self, state: tuple[Reader, int, int, int]) -> None:
+        self._begin(*state)
+
+    def __copy__(self) -> FrameSource:
+        twin = type(self).__new__(type(self))
+        reader, num_frames, ahead, threads = self.__getstate__()
+        twin.__setstate__((copy.copy(reader), num_frames, ahead, threads))  # frames of arrays and lists are shared
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrameSource:
+        return self.__copy__()
 
     def __len__(self) -> int:
         return self._num_frames
@@ -93,6 +118,11 @@ class FrameSource:
     def fps(self) -> float | None:
         """Frames per second; None where the source does not say."""
         return self._window.reader.fps
+
+    def time(self, t: int) -> float | None:
+        """Seconds from frame 0 to frame `t` as the file's time stamps have it; None where the source has none."""
+        times = self._window.reader.times
+        return times[t] if 0 <= t < len(times) else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -155,6 +185,11 @@ def _reader(source: Any, num_frames: int | None) -> Reader:
             return Indexed(folder_images(path), f"folder {str(path)!r}")
         if not path.exists():
             raise FileNotFoundError(f"{str(path)!r} does not exist; give a video file, a folder of images or frames")
+        if not path.is_file():
+            raise ValueError(
+                f"{str(path)!r} is a pipe or a device, in which frames cannot be counted or gone back to; save it to "
+                "a file, or use sam2_keyframe.Stream for a live source"
+            )
         return VideoFile(path)
     if isinstance(source, np.ndarray | Tensor) and source.ndim != 4:
         raise ValueError(f"an array of frames has shape {tuple(source.shape)}; give (T, H, W, 3), or a list of frames")
@@ -235,14 +270,14 @@ def init_state(
     frames = source
     if not isinstance(frames, FrameSource):
         frames = FrameSource(source, num_frames=num_frames, ahead=ahead, threads=threads)
-    state = state_from_frame(
-        predictor,
-        frames.first(predictor.image_size),
+    driver = driver_of(predictor)
+    first = frames.first(driver.image_size)
+    device = torch.device("cpu" if offload_video_to_cpu else predictor.device)
+    state: dict[str, Any] = driver.open(
+        first,
+        LazyFrames(frames, driver.image_size, device),
+        len(frames),
         offload_video_to_cpu=offload_video_to_cpu,
         offload_state_to_cpu=offload_state_to_cpu,
     )
-    device = torch.device("cpu") if offload_video_to_cpu else state["device"]
-    state["images"] = LazyFrames(frames, predictor.image_size, device)
-    state["num_frames"] = len(frames)
-    state["frames_tracked_per_obj"] = TrackedPerObject(len(frames))
     return state

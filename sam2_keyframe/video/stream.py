@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping, MutableMapping
+from collections.abc import Hashable
 from typing import Any, Literal
 
 import numpy as np
@@ -11,21 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.statistics import MemoryStats
 from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.patches import driver_of
+from sam2_keyframe.patches.driving import Output
 from sam2_keyframe.plugin import ATTRIBUTE, Handle, memory_stats, wrap
 from sam2_keyframe.video.decode import to_rgb
-from sam2_keyframe.video.inference_state import state_from_frame, without_bars
 from sam2_keyframe.video.prompts import Prompts, read_prompts
 from sam2_keyframe.video.source import normalise
 from sam2_keyframe.video.window import resize
-
-Output = tuple[int, list[Any], Tensor]
-"""SAM 2's own: frame index, object ids, (N, 1, H, W) mask logits (> 0 is object) at the frame's size."""
-
-# SAM 2 scales the time between frames by min(num_frames, 16): known from the start, a stream equals an offline run.
-_NUM_FRAMES = 10**9
 
 
 class Stream:
@@ -66,6 +60,7 @@ class Stream:
         if max_prompts < 2:
             raise ValueError(f"max_prompts is {max_prompts}; give at least 2, for the first and the newest")
         self.predictor = predictor
+        self._driver = driver_of(predictor)
         self.frame_idx = -1
         self._channels = channels
         self._max_prompts = max_prompts
@@ -135,7 +130,7 @@ class Stream:
             RuntimeError: The stream is closed.
             ValueError: The frame is of another size or no image, or a prompt is malformed or off the frame; the frame
                 then counts as not given.
-            TypeError: The frame is no image at all.
+            TypeError: The frame is no image at all, or prompts are not given by object id.
         """
         rgb = to_rgb(frame)
         prompts = read_prompts(masks, points, boxes, rgb.shape[:2])
@@ -146,20 +141,17 @@ class Stream:
             if prompts or state["obj_ids"]:
                 self._show(state, t, rgb)
             for obj_id, prompt in prompts.items():
-                self._add(state, t, obj_id, prompt)
+                self._driver.prompt(state, t, obj_id, prompt)
             if not state["obj_ids"]:
                 output: Output = (t, [], torch.zeros((0, 1, *rgb.shape[:2]), device=state["device"]))
             else:
-                with without_bars():
-                    tracking = self.predictor.propagate_in_video(state, start_frame_idx=t, max_frame_num_to_track=0)
-                    frame_idx, obj_ids, logits = next(tracking)
-                    tracking.close()
+                frame_idx, obj_ids, logits = self._driver.step(state, t)
                 output = (frame_idx, list(obj_ids), logits)
         except BaseException:
-            state["cached_features"].clear()  # the next frame takes this one's number
+            self._driver.take_back(state)  # the next frame takes this one's number
             raise
         self.frame_idx = t
-        self._trim(state)
+        self._driver.trim(state, t, self._max_prompts)
         return output
 
     @torch.inference_mode()
@@ -194,13 +186,13 @@ class Stream:
         state = self._state
         if self._closed:
             raise RuntimeError("the stream was closed; make a new Stream")
-        if state is None or self.frame_idx not in state["images"]:
+        if state is None or not self._driver.shows(state, self.frame_idx):
             raise RuntimeError("there is no frame to correct; call step() with a frame and a prompt first")
         prompts = read_prompts(masks, points, boxes, (state["video_height"], state["video_width"]))
         if not prompts:
             raise ValueError("correct() was given no prompt; give masks, points or boxes by object id")
         for obj_id, prompt in prompts.items():
-            frame_idx, obj_ids, logits = self._add(state, self.frame_idx, obj_id, prompt)
+            frame_idx, obj_ids, logits = self._driver.prompt(state, self.frame_idx, obj_id, prompt)
         self._corrected = True
         return frame_idx, list(obj_ids), logits
 
@@ -210,9 +202,9 @@ class Stream:
         Raises:
             KeyError: There is no such object.
         """
-        if self._state is None or obj_id not in self._state["obj_id_to_idx"]:
+        if obj_id not in self.obj_ids:
             raise KeyError(f"object {obj_id!r} is not tracked; the objects are {self.obj_ids}")
-        self.predictor.remove_object(self._state, obj_id, need_output=False)
+        self._driver.remove(self._state, obj_id)
 
     # -- one frame ----------------------------------------------------------------------------------------------
 
@@ -225,8 +217,7 @@ class Stream:
                 "runs; close the stream, and give each stream a predictor of its own"
             )
         if self._state is None:
-            self._state = state_from_frame(self.predictor, rgb, offload_state_to_cpu=self._offload)
-            self._state["num_frames"] = _NUM_FRAMES
+            self._state = self._driver.open(rgb, offload_state_to_cpu=self._offload)
         size = (self._state["video_height"], self._state["video_width"])
         if rgb.shape[:2] != size:
             raise ValueError(
@@ -237,33 +228,7 @@ class Stream:
 
     def _show(self, state: dict[str, Any], t: int, rgb: npt.NDArray[np.uint8]) -> None:
         """Make `rgb` the state's only frame."""
-        if self._corrected and state["obj_ids"]:
-            # SAM 2 encodes a correction when tracking goes on, from that frame's features.
-            self.predictor.propagate_in_video_preflight(state)
+        if self._corrected:
+            self._driver.take_in(state)
         self._corrected = False
-        state["images"] = {t: normalise(resize(rgb, self.predictor.image_size), state["device"])}
-
-    def _add(self, state: dict[str, Any], t: int, obj_id: Hashable, prompt: Mapping[str, Any]) -> Output:
-        if "mask" in prompt:
-            output: Output = self.predictor.add_new_mask(state, t, obj_id, prompt["mask"])
-        else:
-            output = self.predictor.add_new_points_or_box(state, t, obj_id, **prompt)
-        return output
-
-    def _trim(self, state: dict[str, Any]) -> None:
-        """Let go of bookkeeping of past frames, which SAM 2 keeps for corrections that a stream cannot make."""
-        kept = [self.frame_idx]
-        for name in ("frames_tracked_per_obj", "point_inputs_per_obj", "mask_inputs_per_obj"):
-            for per_frame in state[name].values():
-                _keep(per_frame, kept)
-        for output_dict in state["output_dict_per_obj"].values():
-            prompted = sorted(output_dict["cond_frame_outputs"])
-            _keep(output_dict["cond_frame_outputs"], prompted[:1] + prompted[1:][1 - self._max_prompts :])
-            bank = output_dict.get(KEY)
-            if bank is not None:
-                bank.let_go_corrections(self._max_prompts)
-
-
-def _keep(per_frame: MutableMapping[int, Any], frames: list[int]) -> None:
-    for t in [t for t in per_frame if t not in frames]:
-        del per_frame[t]
+        self._driver.show(state, t, normalise(resize(rgb, self._driver.image_size), state["device"]))

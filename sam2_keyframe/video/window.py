@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
+import os
 import threading
+import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +20,7 @@ from torch import Tensor
 from sam2_keyframe.video.decode import Frame, Read, Reader
 
 _BEHIND = 2  # frames kept behind the last one asked for
+_PATIENCE = 60.0  # seconds without a sign of life after which a reader counts as stuck
 
 
 def resize(frame: Read, size: int) -> Tensor:
@@ -55,11 +61,33 @@ class Window:
         self.position = 0
         self.reverse = False
         self.stopped = False
+        self.threads = threads
+        self._noted = False
+        self._reads = 0
+        self._forked = False
+        self._begin()
+        _WINDOWS.add(self)
+
+    def _begin(self) -> None:
         self._busy: set[int] = set()
         self._changed = threading.Condition()
         self._reading = threading.Lock()
-        self._count = threads
         self._threads: list[threading.Thread] = []
+
+    def fork(self) -> None:
+        """Forget, in a forked child, what it has not: threads, what they locked, and decoders that they ran."""
+        self._begin()
+        if not self._forked:
+            self.reader.abandon()
+        self._forked = True
+
+    def _reopen(self) -> None:
+        """Read through a reader of this process's own: after a fork two would move one file's position."""
+        try:
+            self.reader = copy.copy(self.reader)
+        except TypeError as error:
+            raise RuntimeError(str(error)) from None
+        self._forked = False
 
     def _wanted(self) -> Iterator[int]:
         """Yield the frames to have, most urgent first."""
@@ -105,6 +133,7 @@ class Window:
                     frame = self.reader.read(t) if known is None else known
                 except Exception as error:
                     held.error = error
+                self._reads += 1
             try:
                 if held.error is None:
                     self._prepare(held, frame)
@@ -151,6 +180,13 @@ class Window:
 
     def get(self, t: int, form: Literal["native", "resized"]) -> Any:
         """Return frame `t` in a form that is wanted, waiting for it."""
+        frame = self._wait_for(t, form)
+        if self.reader.note and not self._noted:
+            self._noted = True
+            warnings.warn(self.reader.note, stacklevel=3)
+        return frame
+
+    def _wait_for(self, t: int, form: Literal["native", "resized"]) -> Any:
         with self._changed:
             if t != self.position:
                 self.reverse = t < self.position
@@ -158,10 +194,13 @@ class Window:
             if t in self.held and self.held[t].reported:
                 del self.held[t]  # asking again tries again
             self._trim()
-            while len(self._threads) < self._count and not self.stopped:
+            if self._forked and not self.stopped and (t not in self.held or self._lacks(t)):
+                self._reopen()
+            while len(self._threads) < self.threads and not self.stopped and not self._forked:
                 self._threads.append(threading.Thread(target=self._work, name="sam2-keyframe-decode", daemon=True))
                 self._threads[-1].start()
             self._changed.notify_all()
+            waited, life = 0.0, -1
             while True:
                 if self.stopped:
                     raise RuntimeError(f"frame {t} was asked for after close(); open {self.reader.name} again")
@@ -171,7 +210,15 @@ class Window:
                     raise self._failure(t, held.error) from held.error
                 if held is not None and getattr(held, form) is not None:
                     return getattr(held, form)
-                self._changed.wait()
+                if life != self.reader.steps + self._reads:
+                    waited, life = 0.0, self.reader.steps + self._reads
+                elif waited >= _PATIENCE and self.reader.rewinds:  # a live source may take its time
+                    raise RuntimeError(
+                        f"frame {t} of {self.reader.name} did not come: nothing was read for {waited:.0f} seconds; see "
+                        "to it that the disk or network it lies on answers, then ask again, or copy it elsewhere"
+                    )
+                if not self._changed.wait(min(1.0, _PATIENCE)):
+                    waited += min(1.0, _PATIENCE)
 
     def _failure(self, t: int, error: Exception) -> Exception:
         kind = type(error) if isinstance(error, ValueError | TypeError) else RuntimeError
@@ -188,5 +235,21 @@ class Window:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=5.0)
-        with contextlib.suppress(ValueError):  # a generator may be running in a thread that did not end
+        if self._forked or any(thread.is_alive() for thread in self._threads):
+            return  # nothing is freed under a thread that is stuck in it
+        with contextlib.suppress(ValueError):  # a generator may be running
             self.reader.close()
+
+
+_WINDOWS: weakref.WeakSet[Window] = weakref.WeakSet()
+
+
+def _fork() -> None:
+    if _WINDOWS:
+        gc.freeze()  # decoders that the parent had dropped must not be freed here, where their threads are not
+    for window in list(_WINDOWS):
+        window.fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)
