@@ -236,7 +236,7 @@ def test_what_is_named_twice_is_run_once(tmp_path, capsys):
         (["run", "--size", "4"], "size=4.*16 pixels"),
         (["run", "--objects", "256"], "1 to 255 objects"),
         (["run", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
-        (["run", "--device", "foo", "--workers", "2"], "--device foo cannot be used"),
+        (["run", "--device", "foo", "--workers", "2"], "--device foo: there is no such device"),
         (["run", "--image-size", "0"], "--image-size 0: give a multiple of 32"),
         (["run", "--sequences", "a,b"], "--sequences a,b: .* for synthetic leave --sequences empty"),
         (["run", "--data", ".", "--challenges", "static"], "--challenges static: .* leave --challenges empty"),

@@ -12,7 +12,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from benchmarks._values import parse_value
 from commandline import film, folder, out, track  # noqa: F401
 from PIL import Image
 from test_cli_errors import nothing_left, refused
@@ -124,7 +123,6 @@ MISSPELT = {
     "codec": (lambda: options.parse_value("int_8()"), "Int8"),
     "model": (lambda: models.load_model("tinny", "cpu"), "tiny"),
     "hub": (lambda: models.load_model("facebook/sam2.1-hiera-tyny", "cpu"), "facebook/sam2.1-hiera-tiny"),
-    "benchmarks' scorer": (lambda: parse_value("MaskIOU()"), "MaskIoU"),
 }
 
 
