@@ -143,7 +143,7 @@ def test_a_forked_process_reads_on(
         "    sums = []\n"
         "    for t in (1, 2, 9, 26, 27, 3):\n"
         "        try: sums.append(int(source.frame(t).sum()))\n"
-        "        except RuntimeError: sums.append(-1)\n"
+        "        except RuntimeError as error: sums.append(-1); sys.stderr.write(f'{t}: {error}')\n"
         "    return sums\n"
         "source = FrameSource(sys.argv[1]); source.frame(0); children = []\n"
         "for _ in range(3):\n"
@@ -156,7 +156,7 @@ def test_a_forked_process_reads_on(
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=120, text=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stderr
-    assert len(set(lines)) == 1
+    assert len(set(lines)) == 1, done.stdout + done.stderr
     assert (lines[0].count("-1") > 0) == (kind == "damaged")
 
 
