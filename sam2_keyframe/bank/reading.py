@@ -145,9 +145,9 @@ def plan_reading(
                 spatial.append((place, prompts[place], None))
         layout = plan_layout(attend, spatial, moment, grid, plans, device)
         tokens = layout.tokens
-    count = 0
         layout = replace(plan_layout(attend, spatial, moment, grid, plans, device), queries=queries)
         tokens, asked = layout.tokens, layout.asked
+    count = 0
     if prompts and geometry.reads_pointers:
         pointing = [*read, *(t for t in others if t in window)]
         count = sum(not geometry.past_pointers_only or moment.distance(t) >= 0 for t in pointing)
