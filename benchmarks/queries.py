@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> None:
                 path.write_text(json.dumps(head | {"clips": rows}) + "\n")
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a mean over clips."""
+def with_interval(values: NDArray[np.float64]) -> str:
+    """Return a mean over clips with its 95 % bootstrap interval."""
     drawn = np.random.default_rng(0).choice(values, (5000, len(values))).mean(1)
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
+    return f"{values.mean():+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def table(args: argparse.Namespace) -> None:
@@ -116,22 +116,26 @@ def table(args: argparse.Namespace) -> None:
         clips = data["clips"]
         lines += ["", f"## {data['size']} px, seeds from {clips[0]['seed']}, {data['frames']} frames", ""]
         lines += [
-            "| setting | clips | J&F | change | worst clip | clips that lose > 5 | windows whole | frames whole |",
-            "|---" * 8 + "|",
+            "| setting | clips | J&F | change | of clips with at most 3/8 whole | worst clip | clips that lose > 5 "
+            "| windows whole | frames whole |",
+            "|---" * 9 + "|",
         ]
         names = list(dict.fromkeys(name for row in clips for name in row["results"]))
         for name in names:
             some = [row for row in clips if name in row["results"]]
             mine = np.array([row["results"][name]["jf"] for row in some])
             base = np.array([row["results"][name.split()[0]]["jf"] for row in some])
-            change, (low, high) = mine - base, interval(mine - base)
+            change, against, small = mine - base, "", ""
+            few = np.array([row["results"][name]["windows"] <= 3 / 8 for row in some])
+            if " " in name:
+                against = with_interval(change)
+                small = f"{with_interval(change[few])}, {few.sum()} clips" if few.sum() > 2 else ""
             windows, whole = (statistics.mean(row["results"][name][k] for row in some) for k in ("windows", "whole"))
-            against = f"{change.mean():+.2f} ({low:+.2f} to {high:+.2f})" if " " in name else ""
             worst = some[int(change.argmin())]
             named = f"{change.min():+.1f} ({worst['challenge']} {worst['seed']})" if " " in name else ""
             lost = str(int((change < -5).sum())) if " " in name else ""
-            cells = [name, str(len(some)), f"{mine.mean():.2f}", against, named, lost, f"{windows:.0%}", f"{whole:.0%}"]
-            lines.append(f"| {' | '.join(cells)} |")
+            cells = [name, str(len(some)), f"{mine.mean():.2f}", against, small, named, lost]
+            lines.append(f"| {' | '.join([*cells, f'{windows:.0%}', f'{whole:.0%}'])} |")
         for name in (n for n in names if " " in n):
             lines += ["", f"**{name}**, change by challenge:", ""]
             cells = []
