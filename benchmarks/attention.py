@@ -243,13 +243,15 @@ KINDS = {
 
 
 def profile(args):
-    """Account for where memory attention's time goes, by kind of operator, stock and two schemes."""
+    """Account for where memory attention's time goes, by kind of operator, stock and three schemes."""
     predictor = build(args.arch, args.device)
     timer, shares = Timer(args, predictor), {}
     function = memory_attention(args, predictor, 7)
     timer(function)
-    for name in ("stock", "foveated", "foveated+conditioning"):
-        layout = None if name == "stock" else layout_of(SCHEMES[name], 7, args.device)
+    for name in ("stock", "foveated", "foveated+conditioning", "near 10%"):
+        layout = None if name == "stock" else layout_of(SCHEMES.get(name, Whole()), 7, args.device)
+        if layout and name not in SCHEMES:
+            layout = near(layout, 0.1, args.device)
         with torch.profiler.profile() as trace:
             timer(function, layout)
         kinds = dict.fromkeys([*KINDS, "the rest"], 0.0)
