@@ -143,8 +143,6 @@ def plan_reading(
                 spatial.append((slots[place].frame_idx, slots[place].entry, slots[place]))
             elif place in found:
                 spatial.append((place, prompts[place], None))
-        layout = plan_layout(attend, spatial, moment, grid, plans, device)
-        tokens = layout.tokens
         layout = replace(plan_layout(attend, spatial, moment, grid, plans, device), queries=queries)
         tokens, asked = layout.tokens, layout.asked
     count = 0
