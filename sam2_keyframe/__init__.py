@@ -4,6 +4,7 @@ Importing the package changes nothing.
 """
 
 from sam2_keyframe.attention.maths import ATTEND, Foveated, Pool, SalientTokens, Whole
+from sam2_keyframe.attention.queries import QUERIES, NearObject
 from sam2_keyframe.bank.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
 from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy
 from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_method
@@ -95,6 +96,7 @@ __all__ = [
     "MostSimilar",
     "MotionScaled",
     "NON_CAUSAL",
+    "NearObject",
     "Nearest",
     "Never",
     "Not",
@@ -105,6 +107,7 @@ __all__ = [
     "PCA",
     "Pool",
     "Prune",
+    "QUERIES",
     "Quality",
     "Quantile",
     "RELATIONS",

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from sam2_keyframe._checks import check_whole, did_you_mean
 from sam2_keyframe.attention.maths import Attend, Whole
+from sam2_keyframe.attention.queries import Queries
 from sam2_keyframe.bank.compression import Downsample, Identity
 from sam2_keyframe.rules.eviction import Evict, Oldest
 from sam2_keyframe.rules.filters import Quality, Visible, as_filter, reads
@@ -18,7 +19,8 @@ from sam2_keyframe.types import BASE_SCORES, Compressor, KeyframeFilter, Moment,
 
 Temporal = Literal["slot", "rank", "anchor", "prompt"]
 RESERVED = frozenset(
-    {"", "area", "kalman_overlap", "frame", "object", "prompted", "significance", "keyframe", "evicted", "attended"}
+    {"", "area", "kalman_overlap", "near_share", "frame", "object", "prompted", "significance", "keyframe"}
+    | {"evicted", "attended"}
     | {f"{who}{what}" for who in ("", "stock_", "window_") for what in ("frames", "bytes", "tokens")}
     | {"held", "host_bytes", "milliseconds"}
 )
@@ -53,6 +55,7 @@ class KeyframeMemory:
         consolidate: Long-term memories into which the keyframes that leave are merged, cell by cell, five each,
             weighted by their usage; read with the conditioning row.
         attend: Which tokens of a memory are attended to. Fewer tokens, not fewer bytes.
+        queries: Which tokens of the frame being tracked run through memory attention. Less time, not fewer bytes.
         pointers: Object pointers that are read, of SAM 2's t-1 .. t-15: "recent" all of them, "selected" those of
             keyframes, a filter those of frames it accepts. "ranked": those of the last 15 trustworthy frames and of
             the newest, each at its rank. Prompts' pointers are always read, and never is there none at all.
@@ -90,6 +93,7 @@ class KeyframeMemory:
     minor_compressor: Compressor = Downsample(2)  # noqa: RUF009
     consolidate: int = 0
     attend: Attend = Whole()  # noqa: RUF009
+    queries: Queries = Whole()  # noqa: RUF009
     pointers: Literal["recent", "selected", "ranked"] | KeyframeFilter = "recent"
     temporal: Temporal = "rank"
     conditioning: int | None = None
@@ -117,6 +121,7 @@ class KeyframeMemory:
         _check_kind("compressor", self.compressor, Compressor, "a codec such as Int8()")
         _check_kind("minor_compressor", self.minor_compressor, Compressor, "a codec such as Downsample(2)")
         _check_kind("attend", self.attend, Attend, "a token scheme such as Pool(2)")
+        _check_kind("queries", self.queries, Queries, "NearObject() or Whole()")
         if self.scorer is not None:
             _check_kind("scorer", self.scorer, Scorer, "a scorer such as MaskIoU()")
         for scorer in self.measure:
@@ -219,6 +224,7 @@ class KeyframeMemory:
         """Whether frames have to be measured at all."""
         untold = any(not hasattr(rule, "reads") for rule in self.rules())
         asked = self.relation is not None or self.select.on_device or self.choice is not None
+        asked |= self.queries != Whole()
         return untold or asked or self.scorer is not None or bool(self.measure) or bool(self.read_scores())
 
     def check_fits(self, slots: int) -> None:

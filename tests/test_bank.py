@@ -141,6 +141,7 @@ READING = {
     "motion": sk.make_method("samurai", kalman=True),
     "retrieved": sk.KeyframeMemory(capacity=9, select=sk.Relevant(), keep=0.0),
     "packed": sk.KeyframeMemory(keep=0.0, compressor=sk.Chain(sk.PCA(0.25), sk.Int8()), attend=sk.Foveated(size=2)),
+    "queries": sk.make_method("compact", attend=sk.SalientTokens(0.3), queries=sk.NearObject(2, 0.0)),
     "scores": sk.KeyframeMemory(
         scorer=sk.Combine((sk.MaskIoU(), sk.OpticalFlow(), sk.Novelty(), sk.FeatureShift())), measure=(sk.SSIM(),)
     ),

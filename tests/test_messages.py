@@ -38,7 +38,13 @@ def sound(path: Path) -> Path:
 
 
 def test_sound_alone_is_no_video(out: Path, tmp_path: Path, capsys: Any) -> None:
-    refused(capsys, track(sound(tmp_path / "song.mp4"), out, *BOX), "song.mp4", "holds no video", "sound")
+    refused(
+        capsys,
+        track(sound(tmp_path / "song.mp4"), out, *BOX),
+        "song.mp4",
+        "cannot be opened as a video",
+        "it holds audio",
+    )
     nothing_left(out)
 
 

@@ -57,6 +57,7 @@ METHODS: dict[str, Any] = {
         conditioning=1,
         consolidate=2,
     ),
+    "queries": sk.make_method("keyframe", keep=0.2, queries=sk.NearObject(2)),
     "dam4sam": sk.make_method("dam4sam"),
     "ssim": sk.KeyframeMemory(scorer=SSIM(region="object"), keep=0.05, gate=sk.Always(), evict=LeastSignificant()),
 }

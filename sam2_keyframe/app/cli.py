@@ -43,6 +43,7 @@ HEADINGS = {
     "RELATIONS": "relations: how alike a frame is to the memories held, for eviction and retrieval",
     "CODECS": "codecs: how a memory is stored; fewer bytes, less exact",
     "ATTEND": "token schemes: which tokens of a memory are attended to",
+    "QUERIES": "tokens of the frame being tracked that run through memory attention",
     "MOTION": "mask choice by motion",
 }
 

@@ -66,12 +66,15 @@ class TokenLayout:
         plans: One plan a memory, in the order in which the host concatenates them.
         watched: The memory whose tokens are measured by what they draw; it and those before it are of single tokens.
         keep: Takes what they drew, (B, h·w) added up over the layers, when the read is done.
+        queries: Which tokens of the frame being tracked run through the layers; None leaves all of them, and
+            self-attention, to the host.
     """
 
     grid: tuple[int, int]
     plans: tuple[Plan, ...]
     watched: int | None = None
     keep: Callable[[Tensor], None] | None = None
+    queries: Plan | None = None
 
     @property
     def spatial(self) -> int:
@@ -81,7 +84,12 @@ class TokenLayout:
     @property
     def sizes(self) -> set[int]:
         """Sizes of all windows."""
-        return {part.size for plan in self.plans for part in plan}
+        return {part.size for plan in (*self.plans, self.queries or ()) for part in plan}
+
+    @property
+    def asked(self) -> int:
+        """Tokens of the frame being tracked that run through the layers."""
+        return sum(part.tokens(self.grid) for part in self.queries or (Part(1),))
 
     @property
     def tokens(self) -> int:
@@ -121,11 +129,66 @@ class TokenLayout:
         groups: dict[int, list[Tensor]] = {}
         for plan in self.plans:
             for part in plan:
-                phases = tables[part.size][None]
-                taken = phases if part.index is None else pick(phases, part.index)
-                groups.setdefault(part.size**2, []).append(taken)
-        batch = max((t.shape[0] for taken in groups.values() for t in taken), default=1)
-        return {n: torch.cat([t.expand(batch, -1, -1) for t in taken], dim=1) for n, taken in groups.items()}
+                groups.setdefault(part.size**2, []).append(_phases_of(part, tables))
+        return {n: _joined(taken) for n, taken in groups.items()}
+
+    # -- the frame being tracked ----------------------------------------------------------------------------------
+
+    def query_phases(self, tables: Mapping[int, Tensor]) -> Tensor:
+        """Return the (B or 1, n, dim/2) rotary phases of the tokens that run."""
+        return _joined([_phases_of(part, tables) for part in self.queries or (Part(1),)])
+
+    def ask(self, tokens: Tensor) -> Tensor:
+        """Return the (B, n, C) tokens that run, of (B, h·w, C): a window is the mean of its tokens."""
+        taken = [part.take(tokens, self.grid) for part in self.queries or (Part(1),)]
+        return taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
+
+    def split(self, asked: Tensor) -> dict[int, Tensor]:
+        """Return the tokens that run as groups of keys, by the number of tokens that each stands for."""
+        parts = self.queries or (Part(1),)
+        groups = torch.split(asked, [part.tokens(self.grid) for part in parts], dim=1)
+        return {part.size**2: group for part, group in zip(parts, groups, strict=True)}
+
+    @property
+    def all_run(self) -> bool:
+        """Whether every token runs, in the host's order."""
+        return self.queries is None or [(part.size, part.index) for part in self.queries] == [(1, None)]
+
+    def of_each(self, asked: Tensor) -> Tensor:
+        """Return (B, h·w, C) of (B, n, C): for each token of the frame what there is of the one that ran for it."""
+        if self.queries is None or self.all_run:
+            return asked
+        (h, w), first = self.grid, 0
+        ran = torch.full((1, h * w), -1, device=asked.device)
+        for part in self.queries:
+            size, count = part.size, part.tokens(self.grid)
+            numbers = torch.arange(first, first + count, device=asked.device)[None]
+            if part.index is not None:
+                windows = torch.full((part.index.shape[0], h * w // size**2), -1, device=asked.device)
+                numbers = windows.scatter(1, part.index, numbers.expand_as(part.index))
+            over = numbers.view(-1, h // size, 1, w // size, 1).expand(-1, -1, size, -1, size).flatten(1)
+            ran = torch.where(over >= 0, over, ran)
+            first += count
+        return pick(asked, ran)
+
+    def spread(self, tokens: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Return (B, h·w, C) `tokens` with the change from `before` to `after` (B, n, C) of those that ran.
+
+        A token that ran itself is exactly what became of it; one of a window gets the window's change.
+        """
+        if self.all_run:
+            return after
+        return self.of_each(after) + (tokens - self.of_each(before))
+
+
+def _phases_of(part: Part, tables: Mapping[int, Tensor]) -> Tensor:
+    phases = tables[part.size][None]
+    return phases if part.index is None else pick(phases, part.index)
+
+
+def _joined(taken: Sequence[Tensor]) -> Tensor:
+    batch = max(t.shape[0] for t in taken)
+    return taken[0] if len(taken) == 1 else torch.cat([t.expand(batch, -1, -1) for t in taken], dim=1)
 
 
 def rotary_phases(grid: tuple[int, int], size: int, dim: int, theta: float, device: torch.device) -> Tensor:

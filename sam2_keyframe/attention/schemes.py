@@ -132,15 +132,21 @@ class Foveated:
             near = F.avg_pool2d(near, 3, stride=1, padding=1)
         around = (covered + near).flatten(1)
         count = min(max(1, round(self.share * rows * columns)), rows * columns - 1)
-        order = torch.where(around > 0, -around, _distance(covered[:, 0])).argsort(dim=1, stable=True)
-        fine = order[:, :count, None, None]
-        inside = torch.arange(self.size, device=order.device)
-        y = fine // columns * self.size + inside[:, None]
-        x = fine % columns * self.size + inside
-        return Part(1, (y * grid[1] + x).flatten(1)), Part(self.size, order[:, count:])
+        order = torch.where(around > 0, -around, distance(covered[:, 0])).argsort(dim=1, stable=True)
+        return split(order, count, self.size, grid)
 
 
-def _distance(covered: Tensor) -> Tensor:
+def split(order: Tensor, whole: int, size: int, grid: tuple[int, int]) -> Plan:
+    """Return the plan that keeps the first `whole` windows of (B, n) `order` whole and pools the rest."""
+    columns = grid[1] // size
+    fine = order[:, :whole, None, None]
+    inside = torch.arange(size, device=order.device)
+    y = fine // columns * size + inside[:, None]
+    x = fine % columns * size + inside
+    return Part(1, (y * grid[1] + x).flatten(1)), Part(size, order[:, whole:])
+
+
+def distance(covered: Tensor) -> Tensor:
     """Return how far each window is from the object, in windows, as (B, n); without an object, from the middle.
 
     Of windows equally far from its edge, those nearer to its middle count as nearer.
@@ -206,11 +212,11 @@ ATTEND: Mapping[str, Callable[..., Attend]] = {
 """Schemes by name; call with the fields of the class."""
 
 
-def check_grid(scheme: Attend, grid: tuple[int, int]) -> None:
-    """Raise ValueError where the scheme has windows that do not divide the (h, w) grid of a memory."""
-    if not isinstance(scheme, Pool | Foveated):
+def check_grid(scheme: object, grid: tuple[int, int]) -> None:
+    """Raise ValueError where a scheme has windows, of `scheme.size` tokens, that do not divide an (h, w) grid."""
+    size = getattr(scheme, "size", 1)
+    if size == 1:
         return
-    size = scheme.size
     if grid[0] % size or grid[1] % size or grid[0] * grid[1] <= size * size:
         raise ValueError(f"{scheme!r}: windows of {size} do not divide a {grid[0]}x{grid[1]} grid; use another size")
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_keyframe.attention.queries import NearObject
 from sam2_keyframe.bank.decisions import Pending, Selection
 from sam2_keyframe.bank.reading import Geometry, Reading, allowed_prompts, assign_codes, closest, plan_reading
 from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, baselines, has_memory
@@ -110,8 +111,11 @@ class MemoryBank:
         pointers = self.selection.pointers(moment, self.non_cond.keys(), prompted)
         own = {memory.frame_idx for memory in memories if memory.pointer}
         pointers = {place: idx for place, idx in pointers.items() if idx not in own}
-        attend, plans = self.method.attend, self.store.plans
-        return plan_reading(memories, pointers, prompts, read, moment, geometry, grid, attend, plans, device)
+        attend, plans, queries = self.method.attend, self.store.plans, None
+        if isinstance(self.method.queries, NearObject):
+            near = self.selection.near(moment) if tracking else ()
+            queries = self.method.queries.plan(grid, *near)
+        return plan_reading(memories, pointers, prompts, read, moment, geometry, grid, attend, plans, device, queries)
 
     def reconcile(self, cond: Mapping[int, Entry]) -> None:
         """Follow the host: an entry it replaced is new, one it prompted or dropped is forgotten."""
@@ -319,9 +323,10 @@ class MemoryBank:
             else:
                 host_nbytes += tensor.nbytes
         attended, tokens = (reading.attended, reading.tokens) if reading is not None else ((), 0)
+        queries = reading.queries if reading is not None else 0
         memory = Occupancy(frames + len(self.long_term), nbytes, tokens)
         milliseconds = 1000 * (time.perf_counter() - since)
-        row = FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes)
+        row = FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes, queries)
         row.keyframes = self.keyframes
         self.stats.add(row)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sam2_keyframe.attention.queries import NearObject
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.rules.eviction import Oldest, RollingBuffer
 from sam2_keyframe.rules.filters import as_filter
@@ -259,6 +260,16 @@ class Selection:
             if before.keyframe is not None and moment.past(before.keyframe.frame_idx):
                 self.history.keyframe = before.keyframe
 
+    def near(self, moment: Moment) -> tuple[Tensor | None, float]:
+        """Return what `queries` measured of the frame just before `moment`: its windows near the object, and the share.
+
+        (None, NaN) where the object was not tracked there: after a prompt, a correction, or where a pass begins.
+        """
+        last, previous = moment.near(1), self.history.previous
+        if last not in self.decided or previous is None or previous.frame_idx != last:
+            return None, math.nan
+        return previous.get(NearObject.key), self.decided[last][0].scores.get(NearObject.name, math.nan)
+
     # -- after a frame is tracked -------------------------------------------------------------------------------
 
     def measure(self, frame: TrackedFrame) -> dict[str, Tensor]:
@@ -267,6 +278,8 @@ class Selection:
             for scorer in (self.method.scorer, *self.method.measure, *QUALITY):
                 if scorer is not None:
                     frame.measure(scorer, self.history)
+            if isinstance(self.method.queries, NearObject):
+                frame.measure(self.method.queries, self.history)
             frame.measured["area"] = (frame.pred_masks > 0).float().mean()
             self.method.select.describe(frame)
             if self.method.relation is not None:

@@ -7,7 +7,7 @@ the form that it looks for.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -73,6 +73,7 @@ class Reading:
         attended: Frames whose spatial memory is attended to, in order, where the host knows which.
         tokens: Keys that memory attention reads, spatial and pointer tokens.
         pointing: How many pointers are read.
+        queries: Tokens of the frame that run through memory attention.
     """
 
     moment: Moment
@@ -86,6 +87,7 @@ class Reading:
     attended: tuple[int, ...]
     tokens: int
     pointing: int
+    queries: int
 
 
 def plan_reading(
@@ -99,6 +101,7 @@ def plan_reading(
     attend: Attend,
     plans: MutableMapping[int, Plan],
     device: torch.device,
+    queries: Plan | None = None,
 ) -> Reading:
     """Return the plan of a read of chosen memories.
 
@@ -113,6 +116,7 @@ def plan_reading(
         attend: Which tokens of a memory are attended to.
         plans: What was planned of memories before, by frame; what is planned now is added.
         device: Where attention runs.
+        queries: Which tokens of the frame run through memory attention; None leaves all of them to the host.
 
     Raises:
         ValueError: The scheme's windows do not divide the grid.
@@ -129,9 +133,9 @@ def plan_reading(
     # Where SAM 2 may attend to no more prompted frames, it looks for the others among the tracked ones.
     others = [t for t in prompts if t not in read and t not in slots and t not in pointers]
     found = [t for t in others if t in places]
-    tokens = (len(read) + len(found) + len(memories)) * grid[0] * grid[1]
+    tokens, asked = (len(read) + len(found) + len(memories)) * grid[0] * grid[1], grid[0] * grid[1]
     layout = None
-    if attend != Whole():
+    if attend != Whole() or queries is not None:
         spatial: list[tuple[int | None, Mapping[str, Any], Memory | None]] = [(t, prompts[t], None) for t in read]
         spatial += [(memory.frame_idx, memory.entry, memory) for memory in anchors]
         for place in reversed(places):
@@ -139,8 +143,8 @@ def plan_reading(
                 spatial.append((slots[place].frame_idx, slots[place].entry, slots[place]))
             elif place in found:
                 spatial.append((place, prompts[place], None))
-        layout = plan_layout(attend, spatial, moment, grid, plans, device)
-        tokens = layout.tokens
+        layout = replace(plan_layout(attend, spatial, moment, grid, plans, device), queries=queries)
+        tokens, asked = layout.tokens, layout.asked
     count = 0
     if prompts and geometry.reads_pointers:
         pointing = [*read, *(t for t in others if t in window)]
@@ -149,7 +153,7 @@ def plan_reading(
         tokens += count * pointer_tokens(next(iter(prompts.values())))
     shown = (memory.frame_idx for memory in memories)
     attended = tuple(sorted([*read, *found, *(idx for idx in shown if idx is not None)]))
-    return Reading(moment, prompts, read, slots, anchors, pointers, found, layout, attended, tokens, count)
+    return Reading(moment, prompts, read, slots, anchors, pointers, found, layout, attended, tokens, count, asked)
 
 
 def plan_layout(

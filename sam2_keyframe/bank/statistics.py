@@ -45,6 +45,7 @@ class FrameStats:
         milliseconds: Wall-clock time of SAM 2's inference for this frame and object, ours included. Work that a
             GPU still has to do when the call returns is not in it.
         host_nbytes: Bytes off the device: past mask logits, offloaded memories, all where the state is offloaded.
+        queries: Tokens of the frame that ran through memory attention: H/16 x W/16 unless `queries` asks for fewer.
         scores: Every score by name; empty where the method measures nothing.
         significance: The method's score; NaN when unknown.
         keyframe: Whether the frame became a keyframe; None until the next frame has asked for memories.
@@ -60,6 +61,7 @@ class FrameStats:
     attended: tuple[int, ...]
     milliseconds: float
     host_nbytes: int = 0
+    queries: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     significance: float = float("nan")
     keyframe: bool | None = None

@@ -1,10 +1,13 @@
-"""The hook into SAM 2's memory attention: fewer tokens of chosen memories, by a layout set for one read."""
+"""The hook into SAM 2's memory attention: fewer tokens of memories and of the frame, by a layout set for one read."""
 
 from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +23,35 @@ from sam2_keyframe.attention.maths import (
 from sam2_keyframe.patches.wrapping import Wrapping
 
 
-class AttentionHook:
-    """Wraps the cross-attention to memories on a predictor's instances.
+@dataclass(slots=True, eq=False)
+class Read:
+    """One read of the memories, from the layout to the last layer. It lives in the call, never on the hook.
 
-    While no layout is set, the host's own attention runs. In use::
+    Attributes:
+        hook: Whose modules follow it.
+        layout: What is attended to, and what runs.
+        drawn: What the tokens watched drew, in the layers so far.
+        memories: The host's memory tokens, and of them the groups' keys, values and phases.
+        frame: The host's tokens of the frame, and those of them that run, before the first layer.
+        positions: Of their position encoding, what runs.
+    """
+
+    hook: AttentionHook
+    layout: TokenLayout
+    drawn: Tensor | None = None
+    memories: tuple[Tensor, dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]] | None = None
+    frame: tuple[Tensor, Tensor] | None = None
+    positions: Tensor | None = None
+
+
+_READ: ContextVar[Read | None] = ContextVar("sam2_keyframe_read", default=None)
+
+
+class AttentionHook:
+    """Wraps memory attention's layers and their attention to memories and to the frame, on a predictor's instances.
+
+    Where no layout is set, the host's own attention runs; one set in a thread, or in an asynchronous task, holds there
+    alone. In use::
 
         hook = AttentionHook(predictor)
         hook.install()
@@ -32,7 +60,8 @@ class AttentionHook:
         hook.uninstall()
 
     Attributes:
-        calls: How often the per-key attention ran, one a layer and read.
+        calls: How often the per-key attention to memories ran, one a layer and read.
+        own_calls: How often self-attention ran on the tokens of a layout, one a layer and read.
         predictor: The predictor.
 
     Raises:
@@ -44,29 +73,43 @@ class AttentionHook:
         name = type(predictor).__name__
         if any(cls.__name__ == "SAM2VideoPredictorVOS" for cls in type(predictor).__mro__):
             raise RuntimeError(
-                f"{name} compiles its memory attention for fixed shapes: use attend=Whole() with it, or build the "
-                "predictor with vos_optimized=False"
+                f"{name} compiles its memory attention for fixed shapes: use attend=Whole() and queries=Whole() with "
+                "it, or build the predictor with vos_optimized=False"
             )
-        layers = getattr(getattr(predictor, "memory_attention", None), "layers", ())
-        modules = [getattr(layer, "cross_attn_image", None) for layer in layers]
+        self._layers: list[Any] = list(getattr(getattr(predictor, "memory_attention", None), "layers", ()))
+        modules = [getattr(layer, each, None) for layer in self._layers for each in ("cross_attn_image", "self_attn")]
         if not modules or any(type(m).__name__ != "RoPEAttention" for m in modules):
-            raise TypeError(f"{name} has no rotary memory attention as in SAM 2: use attend=Whole() with it")
+            raise TypeError(
+                f"{name} has no rotary memory attention as in SAM 2: use attend=Whole() and queries=Whole() with it"
+            )
         self.predictor = predictor
         self.calls = 0
-        self._modules: list[Any] = modules
+        self.own_calls = 0
         self._wrappings: list[Wrapping] = []
-        self._layout: TokenLayout | None = None
-        self._tables: dict[tuple[tuple[int, int], torch.device], dict[int, Tensor]] = {}
-        self._drawn: Tensor | None = None  # by the tokens watched, in the layers of this read so far
-        self._read: tuple[Tensor, dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]] | None = None
+        self._tables: dict[tuple[Any, ...], dict[int, Tensor]] = {}
 
     def install(self) -> None:
-        """Wrap every layer's cross-attention; does nothing when it is wrapped already."""
+        """Wrap every layer and its attention; does nothing when they are wrapped already."""
         if self._wrappings:
             return
-        for module in self._modules:
-            self._wrappings.append(Wrapping(module))
-            self._wrappings[-1].put("forward", types.MethodType(self._wrapped(module.forward), module))
+        for layer in self._layers:
+            first, last = layer is self._layers[0], layer is self._layers[-1]
+            self._wrap(layer.cross_attn_image, self._attend)
+            self._wrap(layer.self_attn, self._attend_itself)
+            self._wrap(layer, partial(self._layer, first=first, last=last))
+
+    def _wrap(self, module: Any, wrapper: Callable[..., Tensor]) -> None:
+        """Put `wrapper(read, module, original, *args, **kwargs)` over a module's forward while a layout is set."""
+        original = module.forward
+
+        def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            read = _READ.get()
+            if read is None or read.hook is not self:
+                return original(*args, **kwargs)
+            return wrapper(read, module, original, *args, **kwargs)
+
+        self._wrappings.append(Wrapping(module))
+        self._wrappings[-1].put("forward", types.MethodType(forward, module))
 
     def uninstall(self) -> None:
         """Put back what was there: the earlier instance attribute, or none."""
@@ -77,58 +120,116 @@ class AttentionHook:
     @contextlib.contextmanager
     def layout(self, layout: TokenLayout) -> Iterator[None]:
         """Attend by this layout for the duration of one read."""
-        self._layout = layout
+        read = Read(self, layout)
+        before = _READ.set(read)
         try:
             yield
-            if layout.keep is not None and self._drawn is not None:
-                layout.keep(self._drawn)
+            if layout.keep is not None and read.drawn is not None:
+                layout.keep(read.drawn)
         finally:
-            self._layout = self._read = self._drawn = None
+            _READ.reset(before)
 
-    def _wrapped(self, original: Any) -> Any:
-        def forward(module: Any, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Any:
-            if self._layout is None:
-                return original(q, k, v, num_k_exclude_rope=num_k_exclude_rope)
-            self.calls += 1
-            return self._attend(module, self._layout, q, k, v, num_k_exclude_rope)
+    def _layer(
+        self,
+        read: Read,
+        layer: Any,
+        original: Any,
+        tgt: Tensor,
+        memory: Tensor,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        num_k_exclude_rope: int = 0,
+        *,
+        first: bool,
+        last: bool,
+    ) -> Tensor:
+        """Run a layer on the tokens that run: the first one picks them, the last one gives all tokens their change."""
+        layout = read.layout
+        if layout.queries is not None:
+            if first:
+                read.frame = tgt, layout.ask(tgt)
+                read.positions = None if query_pos is None else layout.ask(query_pos)
+                tgt = read.frame[1]
+            query_pos = read.positions
+        out: Tensor = original(
+            tgt=tgt, memory=memory, pos=pos, query_pos=query_pos, num_k_exclude_rope=num_k_exclude_rope
+        )
+        return layout.spread(*read.frame, out) if last and read.frame is not None else out
 
-        return forward
+    def _attend_itself(self, read: Read, module: Any, original: Any, q: Tensor, k: Tensor, v: Tensor) -> Any:
+        """Attend from the tokens that run to the tokens that run."""
+        layout = read.layout
+        if layout.queries is None:
+            return original(q, k, v)
+        self.own_calls += 1
+        tables = self._phase_tables(module, layout, k.device)
+        phases = layout.query_phases(tables)
+        return self._attention(module, q, phases, layout.split(k), layout.split(v), layout.split(phases))
 
-    def _attend(self, module: Any, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor, pointers: int) -> Any:
-        """Attend by the layout; like the host's `RoPEAttention.forward` (sam2/modeling/sam/transformer.py).
+    def _attend(
+        self, read: Read, module: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0
+    ) -> Any:
+        """Attend to memories by the layout.
 
         Tokens are averaged before the linear projections, which gives what averaging after them would, for less.
         """
-        if k.shape[1] - pointers != layout.spatial:
+        self.calls += 1
+        layout, spatial = read.layout, k.shape[1] - num_k_exclude_rope
+        if spatial != layout.spatial:
             raise RuntimeError(
-                f"the host concatenated {k.shape[1] - pointers} spatial tokens, the layout describes {layout.spatial} "
+                f"the host concatenated {spatial} spatial tokens, the layout describes {layout.spatial} "
                 f"({len(layout.plans)} memories of {layout.grid}): describe the memories that the host is shown"
             )
-        if module.training and module.dropout_p:
-            raise RuntimeError("the predictor is in training mode: call predictor.eval() before tracking")
         # Every layer of a read gets the same `memory` object as v and memory + pos as k (`MemoryAttention.forward`).
         tables = self._phase_tables(module, layout, k.device)
-        if self._read is None or self._read[0] is not v:
-            self._read = v, layout.gather(k), layout.gather(v), layout.phases(tables)
-        _, keys, values, phases = self._read
-        query = rotate(module._separate_heads(module.q_proj(q), module.num_heads), tables[1][None])
+        if read.memories is None or read.memories[0] is not v:
+            read.memories = v, layout.gather(k), layout.gather(v), layout.phases(tables)
+        return self._attention(module, q, layout.query_phases(tables), *read.memories[1:], read=read)
+
+    def _attention(
+        self,
+        module: Any,
+        q: Tensor,
+        turned: Tensor,
+        keys: Mapping[int, Tensor],
+        values: Mapping[int, Tensor],
+        phases: Mapping[int, Tensor],
+        read: Read | None = None,
+    ) -> Any:
+        """Attend from tokens to groups of keys; like the host's `RoPEAttention.forward` (modeling/sam/transformer.py).
+
+        Args:
+            module: The host's attention, whose projections are used.
+            q: (B, n, C) tokens.
+            turned: (B or 1, n, D/2) their phases.
+            keys: Keys by the number of tokens that each stands for.
+            values: Values likewise.
+            phases: Phases likewise, of the first so many keys of each group.
+            read: Where what the tokens watched draw is added up.
+        """
+        if module.training and module.dropout_p:
+            raise RuntimeError("the predictor is in training mode: call predictor.eval() before tracking")
+        query = rotate(module._separate_heads(module.q_proj(q), module.num_heads), turned)
         groups = []
         for count in keys:
             key = module._separate_heads(module.k_proj(keys[count]), module.num_heads)
             if count in phases:
-                turned = phases[count].shape[1]
-                key[:, :, :turned] = rotate(key[:, :, :turned], phases[count])
+                rotated = phases[count].shape[1]
+                key[:, :, :rotated] = rotate(key[:, :, :rotated], phases[count])
             groups.append((count, key, module._separate_heads(module.v_proj(values[count]), module.num_heads)))
-        if layout.watched is not None:
+        if read is not None and read.layout.watched is not None:
+            layout = read.layout
             start = sum(part.tokens(layout.grid) for plan in layout.plans[: layout.watched] for part in plan)
             tokens = groups[0][1][:, :, start : start + layout.grid[0] * layout.grid[1]]
-            drawn = drawn_attention(query, tokens, layout.grid)
-            self._drawn = drawn if self._drawn is None else self._drawn + drawn
+            asking = torch.stack([layout.of_each(head) for head in query.unbind(1)], dim=1)
+            drawn = drawn_attention(asking, tokens, layout.grid)
+            read.drawn = drawn if read.drawn is None else read.drawn + drawn
         return module.out_proj(module._recombine_heads(attend(query, groups)))
 
     def _phase_tables(self, module: Any, layout: TokenLayout, device: torch.device) -> dict[int, Tensor]:
-        tables = self._tables.setdefault((layout.grid, device), {})
-        for size in {1, *layout.sizes} - tables.keys():
-            dim, theta = module.internal_dim // module.num_heads, module.compute_cis.keywords["theta"]
-            tables[size] = rotary_phases(layout.grid, size, dim, theta, device)
+        dim, theta = module.internal_dim // module.num_heads, module.compute_cis.keywords["theta"]
+        tables = self._tables.setdefault((layout.grid, device, dim, theta), {})
+        for size in {1, *layout.sizes}:
+            if size not in tables:
+                tables[size] = rotary_phases(layout.grid, size, dim, theta, device)
         return tables

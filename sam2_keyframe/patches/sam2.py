@@ -65,8 +65,9 @@ class Sam2:
         self.banks = Banks(method)
         self._wrapping = Wrapping(predictor)
         self._frames = Frames(predictor)
-        check_grid(method.attend, (predictor.sam_image_embedding_size,) * 2)
-        self._attention = None if method.attend == Whole() else AttentionHook(predictor)
+        for scheme in (method.attend, method.queries):
+            check_grid(scheme, (predictor.sam_image_embedding_size,) * 2)
+        self._attention = None if method.attend == method.queries == Whole() else AttentionHook(predictor)
 
     @staticmethod
     def knows(predictor: object) -> bool:
