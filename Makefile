@@ -41,7 +41,7 @@ bench: $(SETUP)
 	$(BIN)/python -m benchmarks bench --out bench-out
 
 official: $(SETUP)
-	$(BIN)/python -m benchmarks official --model "$(MODEL)" --data "$(DATA)" --out bench-out --readme README.md
+	$(BIN)/python -m benchmarks official --model "$(MODEL)" --data "$(DATA)" --out bench-out --readme docs/measuring.md
 
 notebooks: $(SETUP)
 	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab notebooks

@@ -19,7 +19,7 @@ CHALLENGES = ("deformation", "scale", "occlusion", "leave_and_return", "look_ali
 METHODS = ("first", "fifo", "every_nth", "random", "keyframe", "adaptive", "samurai", "dam4sam", "sam3")
 """Beside stock and window; `python -m benchmarks methods` runs them all."""
 COLUMN = ("stock", "window", "keyframe")
-"""What README's official column shows, in this order."""
+"""What the official column of docs/measuring.md shows, in this order."""
 CELL = re.compile(r"(<!--official (\w+)-->).*?(<!--/-->)")
 """A cell of that column in README, and the name of what stands there."""
 
@@ -33,7 +33,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
 def add_official_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `official`."""
     _add(parser)
-    parser.add_argument("--readme", type=Path, help="README whose official column to fill (default: none)")
+    parser.add_argument("--readme", type=Path, help="page whose official column to fill (default: none)")
     parser.set_defaults(model="large", split=None)
 
 
@@ -63,7 +63,7 @@ def main_bench(options: argparse.Namespace) -> int:
         ours = protocol(plan.runs[0][0].config)
         group = next((group for group in groups if protocol(group.config) == ours), None)
         if group is None:
-            raise ValueError("README's official column stays as it is: every video failed")
+            raise ValueError("the official column stays as it is: every video failed")
         fill(options.readme, official_column(group))
         sys.stderr.write(f"{options.readme}: official column\n")
     return code
@@ -79,7 +79,7 @@ def official_column(group: Group) -> dict[str, str]:
     if group.config["model"] == "micro" or len(runs) < len(COLUMN):
         unfit = ", ".join(name for name in COLUMN if name not in [result.label for result in runs])
         reason = f"{unfit} missing or with failed videos" if unfit else "the model is micro"
-        raise ValueError(f"README's official column stays as it is: {reason}")
+        raise ValueError(f"the official column stays as it is: {reason}")
     times = [result.beside_stock.get("ratio") for result in runs]
     machine = f"{group.config['device']}, {group.config['dtype']}"
     return {

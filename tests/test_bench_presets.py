@@ -1,4 +1,4 @@
-"""`make bench` and `make official`, small: what they run, measure and write, README's official column included."""
+"""`make bench` and `make official`, small: what they run, measure and write, the page's official column included."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def test_the_official_path_with_random_weights_fills_readme(tmp_path, monkeypatc
             suffix = "jpg" if kind == "JPEGImages" else "png"
             Image.fromarray(image).save(tmp_path / f"data/{kind}/480p/a/{t:05d}.{suffix}")
     readme = tmp_path / "README.md"
-    before = (ROOT / "README.md").read_text()
+    before = (ROOT / "docs/measuring.md").read_text()
     readme.write_text(before)
     monkeypatch.setattr("benchmarks.timing.WARM_UP", SKIPPED)
     arguments = ["official", "--model", "tiny", "--data", str(tmp_path / "data"), "--image-size", "128"]
@@ -119,8 +119,8 @@ def test_the_official_path_with_random_weights_fills_readme(tmp_path, monkeypatc
     assert CELL.sub("", readme.read_text()) == CELL.sub("", before)  # nothing else
 
 
-def test_readme_says_that_official_weights_were_not_run_or_which_data_they_ran_on():
-    found = cells((ROOT / "README.md").read_text())
+def test_the_page_says_that_official_weights_were_not_run_or_which_data_they_ran_on():
+    found = cells((ROOT / "docs/measuring.md").read_text())
     assert found.keys() == {"head", "mib", "tokens", "time", "jf"}
     figures = {value for name, value in found.items() if name != "head"}
     assert figures == {"not run"} or "videos, SAM 2" in found["head"]
