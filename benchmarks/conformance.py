@@ -122,6 +122,9 @@ class Witness:
 
     def _decoded(self, out: Any) -> None:
         self._pointers.setdefault(self._key(out[5]), self.frame)
+        if len(out) == 8 and self.torch.is_tensor(out[7]):  # SAM2Long has a pointer for each of three masks
+            for pointer in out[7].unbind(1):
+                self._pointers.setdefault(self._key(pointer), self.frame)
 
     def _read(self, module: Any, args: Any, given: dict[str, Any]) -> None:
         model, memory, pos = self.predictor, given["memory"].detach().float(), given["memory_pos"].detach().float()

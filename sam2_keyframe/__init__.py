@@ -3,7 +3,7 @@
 Importing the package changes nothing.
 """
 
-from sam2_keyframe.attention.maths import ATTEND, Foveated, Pool, SalientTokens, Whole
+from sam2_keyframe.attention.maths import ATTEND, Foveated, Modulated, Pool, SalientTokens, Whole
 from sam2_keyframe.attention.queries import QUERIES, NearObject
 from sam2_keyframe.bank.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
 from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy
@@ -92,6 +92,7 @@ __all__ = [
     "MaxGap",
     "MemoryStats",
     "MinGap",
+    "Modulated",
     "MostRedundant",
     "MostSimilar",
     "MotionScaled",

@@ -12,8 +12,8 @@ from test_attention_official import official
 from test_compression_wrapped import PACKED, bank_of
 
 import sam2_keyframe as sk
-from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens, Whole
-from sam2_keyframe.bank import reading
+from sam2_keyframe.attention.maths import Foveated, Modulated, Pool, SalientTokens, Whole
+from sam2_keyframe.bank import bank, reading
 from sam2_keyframe.bank.compression import Int8
 from sam2_keyframe.patches import attention as patch
 from sam2_keyframe.patches.attention import AttentionHook
@@ -204,3 +204,45 @@ def test_a_compiled_predictor_is_refused_and_left_alone() -> None:
     assert ATTRIBUTE in vars(predictor)
     sk.unwrap(predictor)
     assert set(vars(predictor)) == before
+
+
+@pytest.mark.parametrize("session", ["two_objects", "several_prompts", "reverse"])
+def test_modulation_by_one_is_stock(session: str, clip_folder: Any, clip: Any) -> None:
+    model = make_predictor()
+    unwrapped = run(model, session, clip_folder, clip)
+    with sk.wrap(model, "stock", attend=Modulated(1.0, 1.0)) as handle:
+        ours = run(model, session, clip_folder, clip)
+        assert handle._host._attention.calls > 0
+    assert_equal(ours, unwrapped)
+    with sk.wrap(model, "stock", attend=Modulated()):
+        modulated = run(model, session, clip_folder, clip)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_equal(modulated, unwrapped)
+
+
+def test_keys_are_scaled_in_the_order_of_the_object_scores(
+    clip_folder: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of memories and pointers apart, the prompt the surest; by the scores that SAM 2 stored."""
+    model, layouts = make_predictor(), []
+    plan = bank.plan_reading
+
+    def planned(*given: Any) -> Any:
+        layouts.append((plan(*given), dict(given[-1])))
+        return layouts[-1][0]
+
+    monkeypatch.setattr(bank, "plan_reading", planned)
+    with sk.wrap(model, "stock", attend=Modulated(0.9, 1.1)):
+        run(model, "forward", clip_folder, clip)
+    assert layouts[0][0].layout.scales is None
+    reading, tracked = layouts[-1]
+    scores = [float(tracked[t]["object_score_logits"]) for t in reading.attended[1:]]
+    for factors, expected in zip(
+        reading.layout.scales,
+        ([10.0, *scores], [10.0, *(float(tracked[t]["object_score_logits"]) for t in reading.pointers)]),
+        strict=True,
+    ):
+        order = sorted(range(len(expected)), key=expected.__getitem__)
+        steps = torch.linspace(0.9, 1.1, len(expected))
+        assert torch.allclose(factors[torch.tensor(order)], steps)
+        assert int(factors.argmax()) == 0

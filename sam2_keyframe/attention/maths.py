@@ -24,6 +24,7 @@ from sam2_keyframe.attention.schemes import (
     ATTEND,
     Attend,
     Foveated,
+    Modulated,
     Part,
     Plan,
     Pool,
@@ -39,6 +40,7 @@ __all__ = [
     "Attend",
     "Foveated",
     "Kernel",
+    "Modulated",
     "Part",
     "Plan",
     "Pool",
@@ -68,6 +70,7 @@ class TokenLayout:
         keep: Takes what they drew, (B, h·w) added up over the layers, when the read is done.
         queries: Which tokens of the frame being tracked run through the layers; None leaves all of them, and
             self-attention, to the host.
+        scales: Factors of the keys of each memory, and of each pointer after them; None: keys as they are.
     """
 
     grid: tuple[int, int]
@@ -75,6 +78,7 @@ class TokenLayout:
     watched: int | None = None
     keep: Callable[[Tensor], None] | None = None
     queries: Plan | None = None
+    scales: tuple[Tensor, Tensor] | None = None
 
     @property
     def spatial(self) -> int:
@@ -95,6 +99,16 @@ class TokenLayout:
     def tokens(self) -> int:
         """Spatial keys attended to."""
         return sum(part.tokens(self.grid) for plan in self.plans for part in plan)
+
+    def scaled(self, keys: Tensor) -> Tensor:
+        """Return (B, spatial + p, C) keys by their factors."""
+        if self.scales is None:
+            return keys
+        memories, pointers = self.scales
+        each = memories.repeat_interleave(self.grid[0] * self.grid[1])
+        rest = keys.shape[1] - len(each)
+        factors = torch.cat([each, pointers.repeat_interleave(rest // max(len(pointers), 1))])
+        return keys * factors[:, None].to(keys.dtype)
 
     def gather(self, tokens: Tensor) -> dict[int, Tensor]:
         """Return the groups' (B, n, C) keys or values.

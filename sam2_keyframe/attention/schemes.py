@@ -200,7 +200,46 @@ class SalientTokens:
         return (Part(1, drawn.topk(count, dim=1).indices.sort(dim=1).values),)
 
 
-Attend: TypeAlias = Whole | Pool | Foveated | SalientTokens
+@dataclass(frozen=True)
+class Modulated:
+    """Every token; a memory counts the more the surer SAM 2 was that the object is there.
+
+    Keys of spatial memories are scaled by `low` to `high`, evenly spaced in ascending order of their object scores, and
+    keys of pointers likewise among themselves; values are not. Prompted frames count as the surest. A single memory is
+    left as it is. Reads nothing on the host.
+
+    Source: the modulation of SAM2Long (Ding et al. 2410.16268; CC-BY-NC-4.0, the rule was read, no code taken).
+
+    Attributes:
+        low: Factor of the memory of the lowest score, above 0.
+        high: Factor of that of the highest, at least `low`.
+
+    Raises:
+        ValueError: The factors are out of range.
+    """
+
+    conditioning: ClassVar[bool] = True
+    low: float = 0.95
+    high: float = 1.05
+
+    def __post_init__(self) -> None:
+        if not 0 < plain(self, "low") <= plain(self, "high"):
+            raise ValueError(f"{self!r}: give factors above 0, low at most high")
+
+    def plan(self, grid: tuple[int, int], mask: Tensor | None = None) -> Plan:
+        """Return the tokens to attend to: all of them."""
+        return (Part(1),)
+
+    def scales(self, scores: Tensor) -> Tensor:
+        """Return the factors, (n,) in float32, of memories or pointers by their (n,) object scores."""
+        steps = torch.linspace(self.low, self.high, len(scores), device=scores.device)
+        return torch.empty_like(steps).scatter_(0, scores.argsort(stable=True), steps)
+
+
+SUREST = 10.0
+"""What a prompted frame's object score counts as."""
+
+Attend: TypeAlias = Whole | Pool | Foveated | SalientTokens | Modulated
 """A scheme: which tokens of a memory are attended to."""
 
 ATTEND: Mapping[str, Callable[..., Attend]] = {
@@ -208,6 +247,7 @@ ATTEND: Mapping[str, Callable[..., Attend]] = {
     "pool": Pool,
     "foveated": Foveated,
     "salient": SalientTokens,
+    "modulated": Modulated,
 }
 """Schemes by name; call with the fields of the class."""
 

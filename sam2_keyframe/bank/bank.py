@@ -115,7 +115,9 @@ class MemoryBank:
         if isinstance(self.method.queries, NearObject):
             near = self.selection.near(moment) if tracking else ()
             queries = self.method.queries.plan(grid, *near)
-        return plan_reading(memories, pointers, prompts, read, moment, geometry, grid, attend, plans, device, queries)
+        return plan_reading(
+            memories, pointers, prompts, read, moment, geometry, grid, attend, plans, device, queries, self.non_cond
+        )
 
     def reconcile(self, cond: Mapping[int, Entry]) -> None:
         """Follow the host: an entry it replaced is new, one it prompted or dropped is forgotten."""

@@ -13,7 +13,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sam2_keyframe.attention.maths import Attend, Foveated, Plan, SalientTokens, TokenLayout, Whole, scheme_for
+from sam2_keyframe.attention.maths import (
+    Attend,
+    Foveated,
+    Modulated,
+    Plan,
+    SalientTokens,
+    TokenLayout,
+    Whole,
+    scheme_for,
+)
+from sam2_keyframe.attention.schemes import SUREST
 from sam2_keyframe.bank.statistics import pointer_tokens
 from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.types import Memory, Moment
@@ -102,6 +112,7 @@ def plan_reading(
     plans: MutableMapping[int, Plan],
     device: torch.device,
     queries: Plan | None = None,
+    tracked: Mapping[int, Entry] | None = None,
 ) -> Reading:
     """Return the plan of a read of chosen memories.
 
@@ -117,6 +128,7 @@ def plan_reading(
         plans: What was planned of memories before, by frame; what is planned now is added.
         device: Where attention runs.
         queries: Which tokens of the frame run through memory attention; None leaves all of them to the host.
+        tracked: The host's tracked frames, where the scheme goes by the scores of those whose pointers are read.
 
     Raises:
         ValueError: The scheme's windows do not divide the grid.
@@ -135,8 +147,9 @@ def plan_reading(
     found = [t for t in others if t in places]
     tokens, asked = (len(read) + len(found) + len(memories)) * grid[0] * grid[1], grid[0] * grid[1]
     layout = None
+    spatial: list[tuple[int | None, Mapping[str, Any], Memory | None]] = []
     if attend != Whole() or queries is not None:
-        spatial: list[tuple[int | None, Mapping[str, Any], Memory | None]] = [(t, prompts[t], None) for t in read]
+        spatial += [(t, prompts[t], None) for t in read]
         spatial += [(memory.frame_idx, memory.entry, memory) for memory in anchors]
         for place in reversed(places):
             if place in slots:
@@ -145,15 +158,32 @@ def plan_reading(
                 spatial.append((place, prompts[place], None))
         layout = replace(plan_layout(attend, spatial, moment, grid, plans, device), queries=queries)
         tokens, asked = layout.tokens, layout.asked
-    count = 0
+    sources: list[Mapping[str, Any] | None] = []  # of the pointers, as SAM 2 concatenates them; None: a prompt's
     if prompts and geometry.reads_pointers:
-        pointing = [*read, *(t for t in others if t in window)]
-        count = sum(not geometry.past_pointers_only or moment.distance(t) >= 0 for t in pointing)
-        count += len(pointers) + sum(memory.pointer for memory in memories)
-        tokens += count * pointer_tokens(next(iter(prompts.values())))
+        sources += [None for t in read if not geometry.past_pointers_only or moment.distance(t) >= 0]
+        sources += [memory.entry for memory in anchors if memory.pointer]
+        for place in window:
+            if place in pointers:
+                sources.append({} if tracked is None else tracked[pointers[place]])
+            elif place in others:
+                sources.append(None)
+        tokens += len(sources) * pointer_tokens(next(iter(prompts.values())))
+    if isinstance(attend, Modulated) and layout is not None and len(layout.plans) > 1 and tracked is not None:
+        scores = _scores([None if memory is None else entry for _, entry, memory in spatial], device)
+        layout = replace(layout, scales=(attend.scales(scores), attend.scales(_scores(sources, device))))
     shown = (memory.frame_idx for memory in memories)
     attended = tuple(sorted([*read, *found, *(idx for idx in shown if idx is not None)]))
-    return Reading(moment, prompts, read, slots, anchors, pointers, found, layout, attended, tokens, count, asked)
+    return Reading(
+        moment, prompts, read, slots, anchors, pointers, found, layout, attended, tokens, len(sources), asked
+    )
+
+
+def _scores(entries: Sequence[Mapping[str, Any] | None], device: torch.device) -> Tensor:
+    """Return the object scores of entries, (n,) float32 on the device; None is a prompted frame."""
+    scores = [None if entry is None else entry["object_score_logits"] for entry in entries]
+    surest = torch.full((1,), SUREST, device=device)
+    flat = [surest if s is None else s.to(device, torch.float32, non_blocking=True).reshape(1) for s in scores]
+    return torch.cat(flat) if flat else surest[:0]
 
 
 def plan_layout(

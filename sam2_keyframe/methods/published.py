@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from sam2_keyframe.attention.maths import Modulated
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.rules.eviction import LeastUsed, MostSimilar, RelevanceFreshness
 from sam2_keyframe.rules.filters import (
@@ -84,11 +85,12 @@ def sam2long(theta: float = 0.3) -> KeyframeMemory:
     Args:
         theta: Bound on the predicted IoU: 0.3 in the paper, 0.1 in the published commands.
 
-    Source: the selection of Ding et al. 2410.16268 (CC-BY-NC-4.0; the rule was read, no code taken). The tree of three
-    paths and the modulation of keys are not in it. There: one object, one prompt, forward; the oldest accepted pointer
-    is dropped.
+    Keys are modulated by the object scores; `attend=Whole()` leaves that out, as the compiled predictor (VOS) needs.
+
+    Source: the selection and modulation of Ding et al. 2410.16268 (CC-BY-NC-4.0; the rule was read, no code taken). The
+    tree of three paths is not in it. There: one object, one prompt, forward; the oldest accepted pointer is dropped.
     """
-    return unmeasured(fill=False, gate=Visible() & Quality(theta), pointers="ranked")
+    return unmeasured(fill=False, gate=Visible() & Quality(theta), pointers="ranked", attend=Modulated())
 
 
 def dam4sam_ram() -> KeyframeMemory:

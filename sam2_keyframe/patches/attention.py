@@ -183,7 +183,7 @@ class AttentionHook:
         # Every layer of a read gets the same `memory` object as v and memory + pos as k (`MemoryAttention.forward`).
         tables = self._phase_tables(module, layout, k.device)
         if read.memories is None or read.memories[0] is not v:
-            read.memories = v, layout.gather(k), layout.gather(v), layout.phases(tables)
+            read.memories = v, layout.gather(layout.scaled(k)), layout.gather(v), layout.phases(tables)
         return self._attention(module, q, layout.query_phases(tables), *read.memories[1:], read=read)
 
     def _attention(
