@@ -16,7 +16,7 @@ if not __package__:  # run as `python PATH/benchmarks`, whose folder is then the
 os.environ.setdefault("TQDM_DISABLE", "1")  # SAM 2 shows a bar a clip; tqdm reads this when it is imported
 
 try:
-    from benchmarks import bench, default, engine, methods, plan, report, study
+    from benchmarks import bench, conformance, default, engine, methods, plan, report, study
     from sam2_keyframe.app.signals import Stopped, stops
 except ImportError as error:
     if error.name is None or error.name.startswith("benchmarks."):
@@ -33,16 +33,21 @@ COMMANDS = {
     "official": (bench.main_bench, bench.add_official_arguments, "every method with official weights"),
     "methods": (methods.main_methods, methods.add_methods_arguments, "every method beside stock, as tables"),
     "default": (default.main_default, default.add_default_arguments, "whether a method hurts, by kind of clip"),
+    "conformance": (
+        conformance.main_conformance,
+        conformance.add_conformance_arguments,
+        "our published rules beside their upstreams",
+    ),
     "study": (study.main_study, study.add_study_arguments, "scorers, thresholds, capacities; winners elsewhere"),
 }
 OTHERS = """\
 scripts with commands of their own (python -m benchmarks.NAME --help):
   tradeoff              what smaller memories and fewer tokens cost
-  conformance           whether our published rules choose what their upstreams choose
   notebooks             run the notebooks and keep their outputs
   micro.train, micro.evaluate, micro.methods, micro.card
                         the embedded model: training, evaluation, the figures of its card
-  studies.attention, studies.codecs, studies.loader, studies.long_video, studies.overhead, studies.scorers
+  studies.attention, studies.queries, studies.codecs, studies.loader, studies.long_video, studies.overhead,
+  studies.scorers
                         one-off measurements of time, bytes and errors, beside their results
 """
 
@@ -53,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks",
         description=__doc__,
         epilog=OTHERS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24),
     )
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
     for name, (_, add, text) in COMMANDS.items():

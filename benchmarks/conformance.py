@@ -1,4 +1,4 @@
-"""Whether our rules choose what their upstreams choose: `python -m benchmarks.conformance --upstream NAME=FOLDER ...`.
+"""Whether our rules choose what their upstreams choose: `python -m benchmarks conformance --upstream NAME=FOLDER ...`.
 
 A user's clones of upstream forks (samurai, sam2long, dam4sam, d4sm, surgical) are run with the embedded micro weights,
 each in a process of its own in which the clone's `sam2` is the one imported; ours runs on the `sam2` that is installed.
@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import inspect
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -402,39 +401,32 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     return {"frames": len(frames), **same, "iou": float(np.mean(ious)), "least": float(min(ious))}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
+def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("--upstream", action="append", default=[], metavar="NAME=FOLDER", help="a clone's folder")
     parser.add_argument("--clips", type=int, default=len(CLIPS), help="how many of the clips")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.child:
-        name, folder, out, whose = options.child
-        run_child(name, Path(folder), Path(out), whose == "ours")
-        return 0
+
+
+def main_conformance(options: argparse.Namespace) -> int:
+    """Compare each clone's rule with ours; returns 1 where one failed."""
     folders = dict(_upstream(text) for text in options.upstream)
     if "samurai" in folders:
         folders["samurai_kalman"] = folders["samurai"]
     if not folders:
-        parser.error(f"give --upstream NAME=FOLDER, a clone of one of {', '.join(UPSTREAM)}")
+        raise ValueError(f"give --upstream NAME=FOLDER, a clone of one of {', '.join(UPSTREAM)}")
     rows = []
     with tempfile.TemporaryDirectory() as work:
         clips = [_write_clip(Path(work), *clip) for clip in CLIPS[: options.clips]]
         names = [(name, name) for name in folders]
         names += [(name, name + MENDED) for name in folders if name.removesuffix("_kalman") in SLIPS]
         for clone, name in sorted(names):
-            folder = folders[clone]
             for clip in clips:
-                found = [_run(name, folder, clip, Path(work), whose) for whose in ("ours", "theirs")]
-                if isinstance(found[0], str) or isinstance(found[1], str):
-                    rows.append(
-                        {"name": name, "clip": clip.name, "error": next(f for f in found if isinstance(f, str))}
-                    )
-                else:
-                    rows.append({"name": name, "clip": clip.name, **compare(*found)})
-                logging.info("%s", rows[-1])
+                found = [_run(name, folders[clone], clip, Path(work), whose) for whose in ("ours", "theirs")]
+                failed = [each for each in found if isinstance(each, str)]
+                told = {"error": failed[0]} if failed else compare(*found)  # type: ignore[arg-type]
+                rows.append({"name": name, "clip": clip.name, **told})
+                sys.stderr.write(f"{rows[-1]}\n")
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
     (options.results / "README.md").write_text(table(rows))
@@ -446,7 +438,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Our rules beside their upstreams",
         "",
-        "Micro model, 256 px, one object, generated clips; made by `python -m benchmarks.conformance`. Frames on which",
+        "Micro model, 256 px, one object, generated clips; made by `python -m benchmarks conformance`. Frames on which",
         "what memory attention is given is the same: the memories, those with their temporal codes, the pointers.",
         "",
         *(f"`{name}`, mended: {words}." for name, (_, _, words) in SLIPS.items()),
@@ -468,11 +460,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _upstream(text: str) -> tuple[str, Path]:
     name, _, folder = text.partition("=")
     if name not in UPSTREAM or not folder or not Path(folder).is_dir():
-        raise SystemExit(f"--upstream {text}: give NAME=FOLDER, a clone of one of {', '.join(UPSTREAM)}")
+        raise ValueError(f"--upstream {text}: give NAME=FOLDER, a clone of one of {', '.join(UPSTREAM)}")
     inside = [Path(folder), Path(folder) / "sam2"]
     root = next((path for path in inside if (path / "sam2" / "sam2_video_predictor.py").is_file()), None)
     if root is None:
-        raise SystemExit(f"--upstream {text}: there is no sam2/sam2_video_predictor.py in it")
+        raise ValueError(f"--upstream {text}: there is no sam2/sam2_video_predictor.py in it")
     return name, root.resolve()
 
 
@@ -493,7 +485,7 @@ def _run(name: str, upstream: Path, clip: Path, work: Path, whose: str) -> dict[
     """Return what a process of its own found, or why it failed."""
     out, project = work / f"{clip.name}-{name}-{whose}.json", Path(__file__).resolve().parents[1]
     paths = [str(project)] if whose == "ours" else [str(upstream), str(project)]
-    command = [sys.executable, "-c", CHILD, "--child", name, str(clip), str(out), whose]
+    command = [sys.executable, "-c", CHILD, name, str(clip), str(out), whose]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TQDM_DISABLE": "1"}
     done = subprocess.run(
         command, env=environment, cwd=work if whose == "ours" else upstream, capture_output=True, text=True
@@ -504,11 +496,13 @@ def _run(name: str, upstream: Path, clip: Path, work: Path, whose: str) -> dict[
     return content
 
 
-CHILD = (
-    "import sys; from benchmarks import conformance as c; c.stand_in() if sys.argv[5] == 'theirs' else None; "
-    "sys.exit(c.main(sys.argv[1:]))"
-)
+CHILD = """
+import sys
+from pathlib import Path
+from benchmarks import conformance
 
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    raise SystemExit(main())
+name, clip, out, whose = sys.argv[1:]
+if whose == "theirs":
+    conformance.stand_in()
+conformance.run_child(name, Path(clip), Path(out), whose == "ours")
+"""
