@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks",
         description=__doc__,
         epilog=OTHERS,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
     for name, (_, add, text) in COMMANDS.items():

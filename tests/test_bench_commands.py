@@ -38,7 +38,7 @@ def test_without_a_command_all_are_listed(capsys):
         main([])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"    {name} " in said for name in COMMANDS)
+    assert {line.split()[0] for line in said.splitlines() if line.startswith("    ")} >= set(COMMANDS)
     assert OTHERS in said
     for names in re.findall(r"^  (\w[\w., ]*?)(?:  |$)", OTHERS, re.M):
         for name in names.split(", "):
