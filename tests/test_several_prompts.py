@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_predictor
+from memories import memory
 from sam2.modeling.sam.transformer import RoPEAttention
 
 import sam2_keyframe as sk
@@ -44,8 +45,7 @@ class Against:
 @pytest.mark.parametrize("which", ["keyframe", "previous"])
 def test_the_frame_after_a_prompt_is_compared_with_it(which: str, predictor: Any, clip: Any) -> None:
     """Also where the frame before the prompt was a keyframe, which is decided while the frame after it is tracked."""
-    method: Any = {"scorer": Against(which), "keep": sk.Always(), "gate": sk.Always()}
-    with sk.wrap(predictor, "keyframe", **method):
+    with sk.wrap(predictor, memory(sk.Always(), n=2, measure=(Against(which),))):
         state = _prompted(predictor, clip, (0, 5))
         list(predictor.propagate_in_video(state, max_frame_num_to_track=9))
     found = {row.frame_idx: row.scores["against"] for row in sk.memory_stats(state)[1].rows}
@@ -53,11 +53,11 @@ def test_the_frame_after_a_prompt_is_compared_with_it(which: str, predictor: Any
 
 
 def test_replay_compares_with_the_same_frames(predictor: Any, clip: Any) -> None:
-    method: Any = {"scorer": MaskIoU(), "measure": (FrameDifference(reference="previous"),), "keep": sk.Always()}
+    method = memory(sk.Always(), n=2, measure=(MaskIoU(), FrameDifference(reference="previous")))
     state = _prompted(predictor, clip, (0, 5))
-    with sk.wrap(predictor, "keyframe", gate=sk.Always(), **method), record(predictor, state) as recording:
+    with sk.wrap(predictor, method), record(predictor, state) as recording:
         list(predictor.propagate_in_video(state, max_frame_num_to_track=12))
-    played = replay(clip.frames, recording, "keyframe", gate=sk.Always(), **method).stats[1].rows
+    played = replay(clip.frames, recording, method).stats[1].rows
     assert played
     for ours, theirs in zip(played, sk.memory_stats(state)[1].rows, strict=True):
         assert (ours.frame_idx, ours.attended) == (theirs.frame_idx, theirs.attended)

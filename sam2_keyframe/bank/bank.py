@@ -21,7 +21,7 @@ from sam2_keyframe.attention.queries import NearObject
 from sam2_keyframe.bank.decisions import Pending, Selection
 from sam2_keyframe.bank.reading import Geometry, Reading, allowed_prompts, assign_codes, closest, plan_reading
 from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, baselines, has_memory
-from sam2_keyframe.bank.store import Entry, LongTerm, Store
+from sam2_keyframe.bank.store import Entry, MergedMemories, Store
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.rules.motion import Track
 from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
@@ -46,11 +46,11 @@ class MemoryBank:
         self.method = method
         self.owner = owner
         self.non_cond = non_cond
-        self.store = Store(non_cond, method.retain == "all", method.keep_masks)
+        self.store = Store(non_cond, method.store == "all", method.keep_masks)
         self.selection = Selection(method, self.store.usable)
         self.stats = MemoryStats()
         self.track = None if method.choice is None else Track(method.choice)
-        self.long_term = LongTerm(method.consolidate)
+        self.long_term = MergedMemories(method.long_term.n, method.long_term.of)
         self.fresh: int | None = None  # the frame just tracked, which the host stores when we return
         self.pending: Pending | None = None
         self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
@@ -104,7 +104,7 @@ class MemoryBank:
         if tracking:
             self._age(moment)
             self.keyframes = self.selection.in_buffer()
-        prompts = allowed_prompts(cond, self.method.conditioning, moment)
+        prompts = allowed_prompts(cond, self.method.prompts, moment)
         read = closest(moment.frame_idx, prompts, geometry.prompts)
         memories = self._choose(moment, len(read), image_embed)
         prompted = any(moment.distance(idx) >= 0 for idx in cond)
@@ -128,22 +128,22 @@ class MemoryBank:
 
     def _choose(self, moment: Moment, prompts: int, image_embed: Tensor | None) -> list[Memory]:
         newest, held, count = self.selection.choose(moment, prompts)
-        temporal, attended = self.method.temporal, held[:count]
-        codes = assign_codes(temporal, newest, attended, self.method.grid(moment))
+        attended, code = held[:count], self.method.keyframes.code
+        codes = assign_codes(self.method.codes, code, newest, attended, self.method.grid(moment))
         memories = [Memory(idx, self.store.entry(idx), codes[idx]) for idx in newest]
         self.retrieved = None
         if len(held) > count > 0 and image_embed is not None:
             entries = self._retrieve(held, count, image_embed)
             memories += [Memory(None, entry, codes[idx]) for idx, entry in zip(attended, entries, strict=True)]
         else:
-            memories += [Memory(idx, self.store.entry(idx), codes[idx], temporal == "prompt") for idx in attended]
+            memories += [Memory(idx, self.store.entry(idx), codes[idx], code == "prompt") for idx in attended]
         return memories + [Memory(None, entry, moment.slots) for entry in self.long_term.entries]
 
     def _retrieve(self, held: list[int], count: int, image_embed: Tensor) -> list[Entry]:
         """Let the device choose `count` of the memories held, nearest first, and gather their features there."""
         empty = Reference(-1, {})
         references = [self.selection.references.get(idx, empty) for idx in held]
-        relevance: Tensor = self.method.select.relevance(image_embed, references)  # type: ignore[attr-defined]
+        relevance: Tensor = self.method.keyframes.read.relevance(image_embed, references)  # type: ignore[attr-defined]
         chosen = relevance.topk(count).indices.sort().values
         self.retrieved = held, chosen
         entries = [self.store.entry(idx) for idx in held]
@@ -189,7 +189,9 @@ class MemoryBank:
         self.as_prompted = None
         row = self.stats.last
         if row is not None and row.frame_idx == record.frame_idx:
-            row.scores, row.significance, row.keyframe = record.scores, record.significance, kept
+            row.scores, row.keyframe = record.scores, kept
+            if self.method.significance is not None:
+                row.significance = record.scores.get(self.method.significance.name, float("nan"))
             row.attended = tuple(sorted([*row.attended, *pending.chosen]))
             row.evicted = tuple(self.evicted)
             self.evicted.clear()
@@ -235,7 +237,7 @@ class MemoryBank:
                 self.selection.prompts[frame_idx] = reference
             return
         self.store.put(frame_idx, entry)
-        if self.method.capacity or self.method.protect_corrections:
+        if self.method.keyframes.n or self.method.protect_corrections:
             self.stats.keyframes += 1
             self.selection.correct(frame_idx, reference)
 
@@ -243,14 +245,14 @@ class MemoryBank:
         """Compress the frames that entered a buffer, consolidate and forget those that left it."""
         entered, gone = self.selection.age(moment)
         for record in gone:
-            if self.method.consolidate and self.store.usable(record.frame_idx):
+            if self.method.long_term.n and self.store.usable(record.frame_idx):
                 self.long_term.add(self.store.entry(record.frame_idx), record.usage)
             self.evicted.append(record.frame_idx)
             self.stats.evicted += 1
         held = set(self.selection.held())
-        for frame_idx, minor in entered:
+        for frame_idx, keyframe in entered:
             if frame_idx in held:
-                self.store.compress(frame_idx, self.method.minor_compressor if minor else self.method.compressor)
+                self.store.compress(frame_idx, (self.method.keyframes if keyframe else self.method.others).codec)
 
     def _forget(self, frame_idx: int) -> None:
         self.selection.forget(frame_idx)
@@ -267,14 +269,14 @@ class MemoryBank:
         wanted = {*newest, *chosen, *self.selection.held(), *self.selection.window}
         wanted |= {idx for idx in (self.fresh, self.selection.before_keyframe()) if idx is not None}
         grid = self.method.grid(moment)
-        if grid.stride > 1 and self.method.fill is True:
+        if grid.stride > 1 and self.method.recent.when is None and (self.method.fill or self.method.newest > 1):
             on_grid = [idx for idx in self.store.entries if idx % grid.stride == 0]
             wanted |= set(on_grid) & set(moment.behind(grid.reach))
         trusted = set(self.selection.trusted)
         pointing, in_reach = moment.behind(moment.pointers), moment.behind(moment.reach)
         for frame_idx, entry in list(self.store.entries.items()):
             near = frame_idx in pointing or frame_idx in trusted
-            if self.method.retain == "all":
+            if self.method.store == "all":
                 if frame_idx not in wanted and not near:
                     del self.store.entries[frame_idx]
                 continue
