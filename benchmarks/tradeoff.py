@@ -154,8 +154,8 @@ def table(groups: Sequence[Group]) -> str:
     lines = [
         "# Smaller memories, fewer tokens: what they cost",
         "",
-        "Our default method `keyframe`: its five memories besides the newest stored by a codec (`compressor` and "
-        "`minor_compressor` both), its memories attended to by a token scheme (`attend`). Made by "
+        "Our default method `keyframe`: its five memories besides the newest stored by a codec (`codec`), "
+        "its memories attended to by a token scheme (`attend`). Made by "
         "`python -m benchmarks.tradeoff table`, the pictures by `plot`; the JSON files beside this one record each "
         "method whole (`repr`).",
         "",
@@ -190,9 +190,7 @@ def table(groups: Sequence[Group]) -> str:
 def _name(result: Result) -> str:
     """Return a setting's name: its codec and scheme, and what else was set."""
     given = dict(pair.split("=", 1) for pair in result.method["set"])
-    if given.get("minor_compressor") == given.get("compressor"):
-        given.pop("minor_compressor", None)
-    shown = [given.pop(name) for name in ("compressor", "attend") if name in given]
+    shown = [given.pop(name) for name in ("codec", "attend") if name in given]
     words = [*shown, *(f"{name}={value}" for name, value in given.items())]
     return ", ".join(f"`{word}`" for word in words) or f"`{result.label}`"
 
