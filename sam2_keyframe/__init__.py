@@ -79,6 +79,7 @@ __all__ = [
     "Foveated",
     "FrameDifference",
     "FrameSource",
+    "FrameStats",
     "Frames",
     "Geometry",
     "Handle",
