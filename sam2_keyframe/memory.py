@@ -270,8 +270,8 @@ class KeyframeMemory:
     store: Literal["bank", "all"]
 
     CHOICES: ClassVar[tuple[str, ...]] = (
-        "fill", "codes", "pointers", "prompts", "attend", "queries", "choice", "measure", "protect_corrections", "keep_masks",
-        "store",
+        "fill", "codes", "pointers", "prompts", "attend", "queries", "choice", "measure", "protect_corrections",
+        "keep_masks", "store",
     )  # fmt: skip
 
     def __init__(

@@ -54,7 +54,7 @@ METHODS: dict[str, Any] = {
         attend=Pool(2),
         prompts=sk.Prompts(1),
     ),
-    "queries": sk.make_method("keyframe", keep=0.2, queries=sk.NearObject(2)),
+    "queries": sk.make_method("keyframe", change=0.2, queries=sk.NearObject(2)),
     "dam4sam": sk.make_method("dam4sam"),
     "ssim": memory(SSIM(region="object") > 0.05, evict=LeastSignificant(SSIM(region="object"))),
 }
