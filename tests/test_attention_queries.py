@@ -520,5 +520,5 @@ def test_a_setting_is_written_as_it_is_read() -> None:
     method = sk.make_method("keyframe", queries=parse_value("NearObject(size=2, margin=0.1)"))
     assert eval(repr(method), vars(sk)) == method
     assert sk.make_method("keyframe", queries=parse_value("Whole")).queries == Whole()
-    with pytest.raises(ValueError, match=r"near_share.*reserved"):
+    with pytest.raises(ValueError, match=r"near_share.*column"):
         sk.make_method("keyframe", change=sk.MaskIoU(name="near_share") > 0.5)

@@ -21,7 +21,7 @@ from sam2_keyframe.patches.recording import record
 from sam2_keyframe.replay.given_masks import from_masks
 from sam2_keyframe.replay.player import Player
 from sam2_keyframe.replay.recording import Recording
-from sam2_keyframe.rules.filters import EffectiveScore
+from sam2_keyframe.rules.filters import EffectiveScore, Visible
 from sam2_keyframe.types import Scorer
 from sam2_keyframe.video.source import FrameSource
 
@@ -57,6 +57,8 @@ class Replay:
         for part in (part for rule in self.method.rules for part in parts_of(rule)):
             asked |= {part.name} if isinstance(part, Scorer) else set()
             asked |= {"predicted_iou", "object_score"} if isinstance(part, EffectiveScore) else set()
+            # At 0, whether the object is visible is told by whether its mask is empty, too.
+            asked |= {"object_score"} if isinstance(part, Visible) and part.above > 0 else set()
         return sorted(missing & asked)
 
     @property
