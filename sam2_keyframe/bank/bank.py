@@ -29,6 +29,9 @@ from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
 KEY = "_keyframe"
 """Under which a bank lies beside its object's frames, and what all objects share in the host's state."""
 
+NO_OBJECT = -1024.0
+"""Logits of an object that is not there, as in SAM 2 (sam2/modeling/sam2_base.py, NO_OBJ_SCORE)."""
+
 RELEASED = "released"
 """Owner of a bank whose wrapping was undone."""
 
@@ -56,6 +59,7 @@ class MemoryBank:
         self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
         self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
         self.evicted: list[int] = []
+        self.absent: set[int] = set()  # frames before the first prompt, which were not tracked
         self.keyframes: tuple[int, ...] = ()  # in the buffer as the frame being tracked is read for
         self.as_prompted: Tensor | None = (
             None  # the frame observed last, encoded as a prompted one, until it is decided
@@ -104,11 +108,12 @@ class MemoryBank:
         if tracking:
             self._age(moment)
             self.keyframes = self.selection.in_buffer()
-        prompts = allowed_prompts(cond, self.method.prompts, moment)
+        # Where nothing is prompted yet, a click is inferred from what is to come; no frame is tracked there.
+        prompts = allowed_prompts(cond, self.method.prompts, moment) or cond
         read = closest(moment.frame_idx, prompts, geometry.prompts)
         memories = self._choose(moment, len(read), image_embed)
         prompted = any(moment.distance(idx) >= 0 for idx in cond)
-        pointers = self.selection.pointers(moment, self.non_cond.keys(), prompted)
+        pointers = self.selection.pointers(moment, self.non_cond.keys() - self.absent, prompted)
         own = {memory.frame_idx for memory in memories if memory.pointer}
         pointers = {place: idx for place, idx in pointers.items() if idx not in own}
         attend, plans, queries = self.method.attend, self.store.plans, None
@@ -207,6 +212,25 @@ class MemoryBank:
         self.trim(moment.then())
         return entry
 
+    def not_yet(self, cond: Mapping[int, Entry], moment: Moment) -> Entry | None:
+        """Return an empty entry where the object is absent, as no prompt is behind; None where the frame is tracked."""
+        self.absent.discard(moment.frame_idx)
+        if self.method.prompts.future or any(moment.distance(idx) >= 0 for idx in cond):
+            return None
+        self.settle()
+        self._forget(moment.frame_idx)
+        self.store.forget(moment.frame_idx)
+        self.absent.add(moment.frame_idx)
+        like = next(iter(cond.values()))
+        masks, score, features = like["pred_masks"], like["object_score_logits"], like["maskmem_features"]
+        return {
+            "maskmem_features": (blank := features.new_empty((*features.shape[:2], 0, features.shape[3]))),
+            "maskmem_pos_enc": [blank],
+            "pred_masks": masks.new_full((), NO_OBJECT).expand(masks.shape),
+            "obj_ptr": torch.zeros_like(like["obj_ptr"]),
+            "object_score_logits": torch.full_like(score, NO_OBJECT),
+        }
+
     def taken_back(self, frame_idx: int, entry: Entry) -> None:
         """Follow the host where the user took back a frame's prompts or corrections: it is an ordinary one again."""
         self.settle()
@@ -294,7 +318,8 @@ class MemoryBank:
     def tells_of(self, non_cond: Mapping[int, Entry]) -> bool:
         """Return whether all tracked frames that the host holds were tracked with this bank."""
         first, last = self.span or (0, -1)
-        return all(first <= frame_idx <= last or frame_idx in self.selection.corrected for frame_idx in non_cond)
+        apart = {*self.selection.corrected, *self.absent}
+        return all(first <= frame_idx <= last or frame_idx in apart for frame_idx in non_cond)
 
     # -- what it takes ------------------------------------------------------------------------------------------
 

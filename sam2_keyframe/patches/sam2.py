@@ -210,6 +210,9 @@ class Sam2:
             return original(**call)
         geometry = self.facts()
         moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
+        absent = bank.not_yet(output_dict["cond_frame_outputs"], moment)
+        if absent is not None:
+            return absent, absent["pred_masks"].to(self.predictor.device)
         tracking = Tracking.begin(bank, output_dict["cond_frame_outputs"], moment, geometry)
         corrected = bank.pass_over(frame_idx, moment)
         if corrected is not None:

@@ -180,6 +180,8 @@ class Player:
         """Plan what is read, take in the frame, let go what the next one does not need."""
         bank, geometry = thing.bank, self.geometry
         moment = geometry.moment(step.frame_idx, step.kind is Kind.REVERSE, self.recording.num_frames)
+        if bank.not_yet(thing.cond, moment) is not None:
+            return
         tracking = Tracking.begin(bank, thing.cond, moment, geometry, began=math.nan)
         if bank.pass_over(step.frame_idx, moment) is not None:
             return
