@@ -1,6 +1,6 @@
 """The default may not hurt: a method against stock, paired by clip, on kinds of clips with a bound for each.
 
-`python -m benchmarks default --split dev --set keep=0.2` tries a candidate on development clips;
+`python -m benchmarks default --split dev --set change=0.2` tries a candidate on development clips;
 `python -m benchmarks default --data FOLDER` reports the default on test clips and on real ones. Both write a verdict
 for every candidate and bound.
 """
@@ -24,7 +24,7 @@ def add_default_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `default`."""
     campaign.add_campaign_arguments(parser, "default", challenges=tuple(BOUNDS), clips=40, frames=60, split="test")
     parser.add_argument("--method", default="keyframe", help="the candidate (default: %(default)s)")
-    add_choices(parser, "replace a choice, as in --set keep=0.2")
+    add_choices(parser, "replace a choice, as in --set change=0.2")
 
 
 def main_default(options: argparse.Namespace) -> int:

@@ -86,7 +86,7 @@ def add_choices(parser: argparse.ArgumentParser, text: str) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run`."""
     parser.add_argument("--method", default="keyframe", help="a name in sam2_keyframe.METHODS (default: %(default)s)")
-    add_choices(parser, "replace a choice, as in --set keep=0.2")
+    add_choices(parser, "replace a choice, as in --set change=0.2")
     add_arguments(parser)
 
 
@@ -95,7 +95,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", nargs="+", default=[], help="methods to run as they are, beside stock and window")
     parser.add_argument("--base", default="keyframe", help="method that the grid varies (default: %(default)s)")
     add_choices(parser, "a choice of --base, in all of its grid")
-    values = "values of a choice, as in --grid 'scorer=SSIM(),MaskIoU()' --grid keep=0.1,0.2"
+    values = "values of a choice, as in --grid 'change=SSIM() > 0.2,MaskIoU() > 0.5' --grid keyframes=1,2"
     parser.add_argument("--grid", action="append", default=[], metavar="NAME=A,B,...", help=values)
     parser.add_argument("--timed", action="store_true", help="measure times: image features are not shared then")
     add_arguments(parser)
@@ -104,8 +104,8 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 def combinations(methods: Sequence[str], base: str, fixed: Sequence[str], grid: Sequence[str]) -> list[Spec]:
     """Return what a sweep runs: the baselines and some methods as they are, and a base method at every combination.
 
-    >>> combinations(["fifo"], "keyframe", ["recent=1"], ["keep=0.1,0.2"])[2:]
-    [('fifo', []), ('keyframe', ['recent=1', 'keep=0.1']), ('keyframe', ['recent=1', 'keep=0.2'])]
+    >>> combinations(["fifo"], "keyframe", ["others=1"], ["change=0.1,0.2"])[2:]
+    [('fifo', []), ('keyframe', ['others=1', 'change=0.1']), ('keyframe', ['others=1', 'change=0.2'])]
 
     Raises:
         ValueError: A part of the grid is not `name=value,...`.
@@ -114,7 +114,7 @@ def combinations(methods: Sequence[str], base: str, fixed: Sequence[str], grid: 
     for axis in grid:
         name, equals, values = axis.partition("=")
         if not equals:
-            raise ValueError(f"{axis!r} is not name=value,value,... as in keep=0.1,0.2")
+            raise ValueError(f"{axis!r} is not name=value,value,... as in change=0.1,0.2")
         axes.append([f"{name}={value}" for value in split_values(values)])
     found: list[Spec] = [(name, []) for name in dict.fromkeys([*BASELINES, *methods])]
     if axes or fixed:

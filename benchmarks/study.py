@@ -27,20 +27,21 @@ class Family:
     """One way to decide what a keyframe is, with the values of its one number.
 
     Attributes:
-        fixed: A replacement that all of its runs have.
-        keep: Its six thresholds, as `--grid` takes them.
+        rule: Its rule, with {} in place of its one number.
+        values: Its six numbers.
         parts: Families it is made of, whose winners it has to beat.
         instead: The family with a fixed threshold that it is the adaptive form of.
     """
 
-    fixed: str
-    keep: str
+    rule: str
+    values: tuple[float, ...]
     parts: tuple[str, ...] = ()
     instead: str = ""
 
     def runs(self) -> list[Spec]:
         """Return its runs: every threshold at every capacity."""
-        return combinations((), "keyframe", [self.fixed], [f"keep={self.keep}", "capacity=1,3,5"])[len(BASELINES) :]
+        rules = ",".join(map(self.rule.format, self.values))
+        return combinations((), "keyframe", (), [f"change={rules}", "keyframes=1,3,5"])[len(BASELINES) :]
 
     def members(self, group: Group) -> list[Result]:
         """Return a group's runs of this family, in the grid's order; without those that lack videos."""
@@ -48,28 +49,22 @@ class Family:
         return [ranked[name] for name in map(label, self.runs()) if name in ranked]
 
 
-def _adaptive(form: str, values: Iterable[float]) -> str:
-    return ",".join(form.format(value) for value in values)
-
-
 SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 FAMILIES: dict[str, Family] = {
-    "mask IoU": Family("scorer=MaskIoU()", "0.1,0.2,0.3,0.4,0.5,0.7"),
-    "mask shape": Family("scorer=MaskShape()", "0.1,0.15,0.2,0.25,0.3,0.4"),
-    "SSIM": Family("scorer=SSIM()", "0.1,0.2,0.3,0.35,0.4,0.5"),
-    "optical flow": Family("scorer=OpticalFlow()", "0.005,0.01,0.02,0.03,0.05,0.08"),
-    "object pointer": Family("scorer=FeatureShift()", "0.001,0.002,0.005,0.01,0.02,0.05"),
+    "mask IoU": Family("MaskIoU() > {}", (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)),
+    "mask shape": Family("MaskShape() > {}", (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)),
+    "SSIM": Family("SSIM() > {}", (0.1, 0.2, 0.3, 0.35, 0.4, 0.5)),
+    "optical flow": Family("OpticalFlow() > {}", (0.005, 0.01, 0.02, 0.03, 0.05, 0.08)),
+    "object pointer": Family("FeatureShift() > {}", (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)),
     "IoU + flow, sum": Family(
-        f"scorer=Combine(({BOTH}), weights=(1.0, 20.0))", "0.2,0.4,0.6,0.8,1.2,1.6", ("mask IoU", "optical flow")
+        f"Combine(({BOTH}), weights=(1.0, 20.0)) > {{}}", (0.2, 0.4, 0.6, 0.8, 1.2, 1.6), ("mask IoU", "optical flow")
     ),
-    "IoU + flow, z": Family(f"scorer=Combine(({BOTH}), scale='z')", "0.25,0.5,1,1.5,2,3", ("mask IoU", "optical flow")),
-    "mask IoU, adaptive": Family("scorer=MaskIoU()", _adaptive("Adaptive(k={})", SPREADS), instead="mask IoU"),
-    "mask IoU, quantile": Family(
-        "scorer=MaskIoU()", _adaptive("Quantile({})", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)), instead="mask IoU"
+    "IoU + flow, z": Family(
+        f"Combine(({BOTH}), scale='z') > {{}}", (0.25, 0.5, 1, 1.5, 2, 3), ("mask IoU", "optical flow")
     ),
-    "optical flow, adaptive": Family(
-        "scorer=OpticalFlow()", _adaptive("Adaptive(k={}, fixed=0.02)", SPREADS), instead="optical flow"
-    ),
+    "mask IoU, adaptive": Family("Adaptive(MaskIoU(), k={})", SPREADS, instead="mask IoU"),
+    "mask IoU, quantile": Family("Quantile(MaskIoU(), {})", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), instead="mask IoU"),
+    "optical flow, adaptive": Family("Adaptive(OpticalFlow(), k={}, fixed=0.02)", SPREADS, instead="optical flow"),
 }
 """Families of the grid: 6 thresholds x 3 capacities each. Thresholds were laid out by keep-rate, from most frames to
 hardly any, on one clip of deformation and one of occlusion (development); the weight of flow makes both parts count."""
@@ -173,7 +168,7 @@ def _grid(dev: Group, members: Members, won: Winners) -> list[str]:
     rows = []
     for name, runs in members.items():
         jf = [result.jf for result in runs]
-        choice = f"`keep={won[name].choice('keep')} capacity={won[name].choice('capacity')}`"
+        choice = f"`change={won[name].choice('change')} keyframes={won[name].choice('keyframes')}`"
         gain = tables.interval(dev.gain(won[name]))
         rows.append([name, f"{max(jf):.1f}", choice, gain, f"{np.mean(jf):.1f}", f"{min(jf):.1f}"])
     for result in dev.results:
@@ -189,7 +184,7 @@ def _thresholds(members: Members) -> list[str]:
     for name, runs in members.items():
         cells = [
             f"{value}: {np.mean([r.jf for r in found]):.1f} ({np.mean([r.metrics['keep_rate'] for r in found]):.0f} %)"
-            for value, found in _by_choice(runs, "keep").items()
+            for value, found in _by_choice(runs, "change").items()
         ]
         rows.append([name, *cells])
     width = max(map(len, rows), default=1)
@@ -198,7 +193,7 @@ def _thresholds(members: Members) -> list[str]:
 
 
 def _capacities(members: Members) -> list[str]:
-    found = {name: _by_choice(runs, "capacity") for name, runs in members.items()}
+    found = {name: _by_choice(runs, "keyframes") for name, runs in members.items()}
     rows = [[name, *(f"{np.mean([r.jf for r in runs]):.1f}" for runs in each.values())] for name, each in found.items()]
     head = ["family", *dict.fromkeys(itertools.chain(*found.values()))]
     return ["## Capacity, development clips: mean J&F", "", *tables.markdown(head, rows), ""]
@@ -208,7 +203,7 @@ def _elsewhere(group: Group, won: Winners) -> list[str]:
     names = {result.label: name for name, result in won.items()}
 
     def name(result: Result) -> str:
-        choice = " ".join(part for part in result.method["set"] if not part.startswith("scorer="))
+        choice = " ".join(result.method["set"])
         return f"{names[result.label]}, `{choice}`" if result.label in names else f"**{result.label}**"
 
     columns = ("J&F", "vs stock (95 %)", "frames", "MiB", "tokens", "keyframes", "time / stock")
@@ -228,7 +223,7 @@ def _changes(dev: Group, others: Sequence[Group], members: Members, won: Winners
     test = next((group for group in others if group.config["split"] == "test"), None)
     rows = []
     for name, runs in members.items():
-        found = [[_mean([r], _changing) for r in same] for same in _by_choice(runs, "capacity").values()]
+        found = [[_mean([r], _changing) for r in same] for same in _by_choice(runs, "keyframes").values()]
         spread = np.mean([max(jf) - min(jf) for jf in found])
         winner = test.find(won[name].label) if test else None
         shown = tables.interval(test.gain(winner, _changing)) if test and winner else ""

@@ -50,7 +50,7 @@ SCHEMES: Mapping[str, tuple[str, ...]] = {
     "SalientTokens": ("SalientTokens(0.25)", "SalientTokens(0.05)"),
     "prompt too": ("Foveated(0.2, 2, conditioning=True)", "Pool(2, conditioning=True)"),
 }
-FEWER = (["capacity=1", "minor=0", "fill=False"], ["minor=0", "fill=False"])
+FEWER = (["keyframes=1", "others=0", "fill=False"], ["others=0", "fill=False"])
 """Fewer memories instead of smaller ones: for comparison."""
 SINGLE = ("compact", "prompt too", "codec and scheme", "fewer memories")
 """Families whose settings are not steps of one choice: no line joins them."""
@@ -58,7 +58,7 @@ SINGLE = ("compact", "prompt too", "codec and scheme", "fewer memories")
 
 def setting(codec: str | None = None, scheme: str | None = None, *more: str) -> Spec:
     """Return a method's name and its replacements: the memories held stored by a codec, attended to by a scheme."""
-    stored = [] if codec is None else [f"compressor={codec}", f"minor_compressor={codec}"]
+    stored = [] if codec is None else [f"codec={codec}"]
     return "keyframe", [*stored, *([] if scheme is None else [f"attend={scheme}"]), *more]
 
 
@@ -83,7 +83,7 @@ def runs() -> list[Spec]:
 
 def candidates() -> list[Spec]:
     """Return what development clips decide about: at least 4x smaller, 2x fewer keys."""
-    fewer = ("minor=1", "fill=False"), ("minor=2", "fill=False"), ("capacity=1", "minor=1", "fill=False")
+    fewer = ("others=1", "fill=False"), ("others=2", "fill=False"), ("keyframes=1", "others=1", "fill=False")
     return [
         setting(),
         *PLAIN[1:],
@@ -91,8 +91,8 @@ def candidates() -> list[Spec]:
         setting(SMALL, "Foveated(0.45, 4)", *fewer[0]),
         setting(SMALL, "Foveated(0.3, 4)", *fewer[1]),
         setting(SMALL, "Foveated(0.6, 4)", *fewer[2]),
-        setting(SMALL, "Foveated(0.6, 4)", "minor=0", "fill=False"),
-        setting(SMALL, None, "capacity=1", "minor=0", "fill=False"),
+        setting(SMALL, "Foveated(0.6, 4)", "others=0", "fill=False"),
+        setting(SMALL, None, "keyframes=1", "others=0", "fill=False"),
     ]
 
 
@@ -135,10 +135,10 @@ def cost(group: Group, result: Result) -> Cost:
 
 def _taken(method: KeyframeMemory) -> tuple[int, int]:
     """Return the bytes that a method's keyframes take, and the keys attended to."""
-    minor = method.minor_slots(6)
-    stored = method.capacity * bytes_at_1024(method.compressor) + minor * bytes_at_1024(method.minor_compressor)
+    keyframes, others = method.keyframes.n, method.room_for_others(6)
+    stored = keyframes * bytes_at_1024(method.keyframes.codec) + others * bytes_at_1024(method.others.codec)
     each, whole = tokens_at_1024(method.attend), 64 * 64
-    memories = method.capacity + minor if method.fill is False else 5
+    memories = keyframes + others if method.fill is False else 5
     return stored, whole + memories * each + (each if getattr(method.attend, "conditioning", False) else whole)
 
 
@@ -154,8 +154,8 @@ def table(groups: Sequence[Group]) -> str:
     lines = [
         "# Smaller memories, fewer tokens: what they cost",
         "",
-        "Our default method `keyframe`: its five memories besides the newest stored by a codec (`compressor` and "
-        "`minor_compressor` both), its memories attended to by a token scheme (`attend`). Made by "
+        "Our default method `keyframe`: its five memories besides the newest stored by a codec (`codec`), "
+        "its memories attended to by a token scheme (`attend`). Made by "
         "`python -m benchmarks.tradeoff table`, the pictures by `plot`; the JSON files beside this one record each "
         "method whole (`repr`).",
         "",
@@ -190,9 +190,7 @@ def table(groups: Sequence[Group]) -> str:
 def _name(result: Result) -> str:
     """Return a setting's name: its codec and scheme, and what else was set."""
     given = dict(pair.split("=", 1) for pair in result.method["set"])
-    if given.get("minor_compressor") == given.get("compressor"):
-        given.pop("minor_compressor", None)
-    shown = [given.pop(name) for name in ("compressor", "attend") if name in given]
+    shown = [given.pop(name) for name in ("codec", "attend") if name in given]
     words = [*shown, *(f"{name}={value}" for name, value in given.items())]
     return ", ".join(f"`{word}`" for word in words) or f"`{result.label}`"
 

@@ -3,15 +3,18 @@
 Importing the package changes nothing.
 """
 
-from sam2_keyframe.attention.maths import ATTEND, Foveated, Modulated, Pool, SalientTokens, Whole
-from sam2_keyframe.attention.queries import QUERIES, NearObject
-from sam2_keyframe.bank.compression import CODECS, PCA, Cast, Chain, Downsample, Identity, Int8, Offload, Prune
-from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy
-from sam2_keyframe.methods import METHODS, NON_CAUSAL, KeyframeMemory, make_method
+from sam2_keyframe.attention.maths import Foveated, Modulated, Pool, SalientTokens, Whole
+from sam2_keyframe.attention.queries import NearObject
+from sam2_keyframe.bank.compression import PCA, Chain, Downsample, Identity, Int8, Offload, Prune
+from sam2_keyframe.bank.statistics import FrameStats, MemoryStats
+from sam2_keyframe.blocks import BLOCKS
+from sam2_keyframe.conditions import Combinable, Comparable, Threshold
+from sam2_keyframe.memory import KeyframeMemory, Keyframes, LongTerm, Others, Prompts, Ranked, Recent
+from sam2_keyframe.methods import METHODS, NON_CAUSAL, make_method
 from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
 from sam2_keyframe.replay import Geometry, Recording, Replay, record, replay
+from sam2_keyframe.rules.adaptive import Adaptive, MotionScaled, Quantile, SceneBoundary, StableArea
 from sam2_keyframe.rules.eviction import (
-    EVICTION,
     LeastSignificant,
     LeastUsed,
     MostRedundant,
@@ -19,76 +22,80 @@ from sam2_keyframe.rules.eviction import (
     Oldest,
     Random,
     RelevanceFreshness,
-    RollingBuffer,
 )
-from sam2_keyframe.rules.filters import (
-    FILTERS,
-    Adaptive,
-    Always,
-    And,
-    EffectiveScore,
-    EveryNth,
-    Frames,
-    Grid,
-    Hysteresis,
-    MaxGap,
-    MinGap,
-    MotionScaled,
-    Never,
-    Not,
-    Or,
-    Quality,
-    Quantile,
-    SceneBoundary,
-    StableArea,
-    Threshold,
-    Visible,
-)
-from sam2_keyframe.rules.genetic import choose_frames, coverage
-from sam2_keyframe.rules.motion import MOTION, Kalman
-from sam2_keyframe.rules.retrieval import SELECTION, DropRedundant, Nearest, Reconstruct, Relevant
-from sam2_keyframe.rules.similarity import RELATIONS, AttentionShare, CellCosine, DescriptorCosine, ImageCosine
-from sam2_keyframe.scorers import *  # noqa: F403 - every scorer is public
-from sam2_keyframe.scorers import __all__ as _scorers
+from sam2_keyframe.rules.filters import Always, EffectiveScore, EveryNth, Frames, MaxGap, MinGap, Visible
+from sam2_keyframe.rules.genetic import choose_frames
+from sam2_keyframe.rules.motion import Kalman
+from sam2_keyframe.rules.retrieval import DropRedundant, Nearest, Reconstruct, Relevant
+from sam2_keyframe.rules.similarity import AttentionShare, CellCosine, DescriptorCosine, ImageCosine
+from sam2_keyframe.scorers import (
+    SSIM,
+    Area,
+    Combine,
+    Distractor,
+    EdgeChangeRatio,
+    FeatureShift,
+    FrameDifference,
+    Histogram,
+    KalmanOverlap,
+    MaskIoU,
+    MaskShape,
+    Novelty,
+    ObjectScore,
+    OpticalFlow,
+    PredictedIoU,
+    Spatiotemporal,
+    Stability,
+    Surprise,
+)  # fmt: skip
 from sam2_keyframe.video.source import FrameSource, init_state
 from sam2_keyframe.video.stream import Stream
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ATTEND",
+    "BLOCKS",
+    "METHODS",
+    "NON_CAUSAL",
+    "PCA",
+    "SSIM",
     "Adaptive",
     "Always",
-    "And",
+    "Area",
     "AttentionShare",
-    "CODECS",
-    "Cast",
     "CellCosine",
     "Chain",
+    "Combinable",
+    "Combine",
+    "Comparable",
     "DescriptorCosine",
+    "Distractor",
     "Downsample",
     "DropRedundant",
-    "EVICTION",
+    "EdgeChangeRatio",
     "EffectiveScore",
     "EveryNth",
-    "FILTERS",
+    "FeatureShift",
     "Foveated",
+    "FrameDifference",
     "FrameSource",
     "FrameStats",
     "Frames",
     "Geometry",
-    "Grid",
     "Handle",
-    "Hysteresis",
+    "Histogram",
     "Identity",
     "ImageCosine",
     "Int8",
     "Kalman",
+    "KalmanOverlap",
     "KeyframeMemory",
+    "Keyframes",
     "LeastSignificant",
     "LeastUsed",
-    "METHODS",
-    "MOTION",
+    "LongTerm",
+    "MaskIoU",
+    "MaskShape",
     "MaxGap",
     "MemoryStats",
     "MinGap",
@@ -96,40 +103,39 @@ __all__ = [
     "MostRedundant",
     "MostSimilar",
     "MotionScaled",
-    "NON_CAUSAL",
     "NearObject",
     "Nearest",
-    "Never",
-    "Not",
-    "Occupancy",
+    "Novelty",
+    "ObjectScore",
     "Offload",
     "Oldest",
-    "Or",
-    "PCA",
+    "OpticalFlow",
+    "Others",
     "Pool",
+    "PredictedIoU",
+    "Prompts",
     "Prune",
-    "QUERIES",
-    "Quality",
     "Quantile",
-    "RELATIONS",
     "Random",
+    "Ranked",
+    "Recent",
     "Reconstruct",
     "Recording",
     "RelevanceFreshness",
     "Relevant",
     "Replay",
-    "RollingBuffer",
-    "SELECTION",
-    "SceneBoundary",
-    "StableArea",
     "SalientTokens",
+    "SceneBoundary",
+    "Spatiotemporal",
+    "Stability",
+    "StableArea",
     "Stream",
+    "Surprise",
     "Threshold",
     "Visible",
     "Whole",
     "__version__",
     "choose_frames",
-    "coverage",
     "forget",
     "init_state",
     "make_method",
@@ -138,5 +144,4 @@ __all__ = [
     "replay",
     "unwrap",
     "wrap",
-    *_scorers,
 ]

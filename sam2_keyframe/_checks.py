@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import textwrap
@@ -63,3 +64,19 @@ def check_relation(owner: object, relation: object) -> None:
     """Raise TypeError unless `relation` is one."""
     if not isinstance(relation, Relation):
         raise TypeError(f"{type(owner).__name__}(relation={relation!r}): give a relation such as CellCosine()")
+
+
+def short_repr(owner: Any) -> str:
+    """Return a dataclass's `repr` without the fields that have their defaults; it rebuilds the object."""
+    given: list[str] = []
+    by_name = False
+    for field in dataclasses.fields(owner):
+        value = getattr(owner, field.name)
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        if type(value) is type(default) and value == default:
+            by_name = True
+        else:
+            by_name |= bool(given) and not hasattr(value, "accept")
+            given.append(f"{field.name}={value!r}" if by_name else repr(value))
+    return f"{type(owner).__name__}({', '.join(given)})"

@@ -79,7 +79,7 @@ def wrap(predictor: Any, method: str | KeyframeMemory = "keyframe", **overrides:
     Args:
         predictor: A `SAM2VideoPredictor` (facebookresearch sam2 of December 2024 or later).
         method: A name in `METHODS` or a `KeyframeMemory`.
-        **overrides: Choices to replace, as in `wrap(predictor, "fifo", capacity=4)`.
+        **overrides: Choices to replace, as in `wrap(predictor, "fifo", recent=4)`.
 
     Returns:
         A handle: `handle.unwrap()` or the end of `with wrap(...):` undoes the wrapping.

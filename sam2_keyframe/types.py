@@ -125,10 +125,27 @@ class TrackedFrame(Described):
         return self.shared.image
 
     def measure(self, scorer: Scorer, history: History) -> Tensor:
-        """Return the scorer's 0-dim score of this frame, computed once and recorded under `scorer.name`."""
-        if scorer.name not in self.measured:
-            self.measured[scorer.name] = scorer.score(self, history)
-        return self.measured[scorer.name]
+        """Return the scorer's 0-dim score of this frame, computed once and recorded under `scorer.name`.
+
+        Raises:
+            TypeError: The scorer returned something else.
+        """
+        known = self.measured.get(scorer.name)
+        if known is not None:
+            return known
+        score: Any = scorer.score(self, history)
+        if not isinstance(score, Tensor):
+            raise TypeError(
+                f"{type(scorer).__name__}.score() returned {score!r}: it must return a 0-dim tensor on the frame's "
+                "device, computed from tensors, as in (frame.pred_masks > 0).float().mean()"
+            )
+        if score.ndim or score.device != self.pred_masks.device:
+            raise TypeError(
+                f"{type(scorer).__name__}.score() returned a tensor of shape {tuple(score.shape)} on {score.device}: "
+                f"it must return a 0-dim one on {self.pred_masks.device}; reduce a map to one number, as by .mean()"
+            )
+        self.measured[scorer.name] = score
+        return score
 
     def reference(self) -> Reference:
         """Return what was described so far, to compare later frames with."""
@@ -145,9 +162,8 @@ class FrameRecord:
 
     Attributes:
         frame_idx: Index of the frame in the video.
-        significance: The method's score; NaN when there was nothing to compare with.
         scores: Every score by name, a combination's parts too, and always `predicted_iou` (of the chosen mask,
-            in [0, 1]), `object_score` (logit; > 0: visible) and `area` (share of the frame, in [0, 1]).
+            in [0, 1]), `object_score` (logit; > 0: visible) and `area` (share of the frame, in [0, 1]). NaN: unknown.
         similarity: To the memories held when it was tracked, by frame index, where a rule asks for it: what the
             method's `relation` measures, higher is more alike.
         gap: Frames since the last keyframe or prompted frame.
@@ -156,10 +172,10 @@ class FrameRecord:
         survived: How often the frame stayed when the buffer was too full.
         relevance: Its similarity to the frames tracked since, smoothed; NaN before the first.
         usage: That similarity, added up over the frames tracked since.
+        passed: What rules before a rule that learns from past frames said of this one.
     """
 
     frame_idx: int
-    significance: float
     scores: Mapping[str, float] = field(default_factory=dict)
     similarity: Mapping[int, float] = field(default_factory=dict)
     gap: int = 0
@@ -168,6 +184,7 @@ class FrameRecord:
     survived: int = 0
     relevance: float = math.nan
     usage: float = 0.0
+    passed: dict[KeyframeFilter, bool] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -252,7 +269,7 @@ class Relation(Protocol):
 
 @runtime_checkable
 class KeyframeFilter(Protocol):
-    """A decision on recorded numbers, in plain Python."""
+    """A decision on recorded numbers, in plain Python. Implementations are frozen dataclasses."""
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the frame passes; `past` holds the records of earlier frames, oldest first."""

@@ -31,7 +31,7 @@ SIZE = 64
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "stock": {},
     "keyframe": {},
-    "small": {"capacity": 2, "minor": 0, "fill": False, "keep": 0.0, "pointers": "selected", "keep_masks": False},
+    "small": {"keyframes": 2, "others": 0, "fill": False, "change": 0.0, "pointers": "selected", "keep_masks": False},
 }
 """Choices by what a run is called; `small` is `keyframe` with little room, where nearly every frame is a keyframe."""
 
@@ -143,7 +143,7 @@ class Run:
         """Return how many spatial memories the method has room for, besides conditioning frames."""
         method, slots = self.handle.method, self.predictor.num_maskmem - 1
         reach = (slots - 1) * self.predictor.memory_temporal_stride_for_eval + 1  # free slots go to the frames in there
-        room = max(method.recent + method.capacity, reach if method.fill else 0)
+        room = max(method.newest + method.keyframes.n, reach if method.fill else 0)
         if method.protect_corrections:  # tracked frames that the user touched
             touched = {*state["point_inputs_per_obj"][obj_idx], *state["mask_inputs_per_obj"][obj_idx]}
             room += len(touched - state["output_dict_per_obj"][obj_idx]["cond_frame_outputs"].keys())

@@ -12,16 +12,17 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from memories import scored
 
-from sam2_keyframe.rules.filters import (
+from sam2_keyframe.rules.adaptive import (
     Adaptive,
-    Hysteresis,
     MotionScaled,
-    Quality,
     Quantile,
     SceneBoundary,
     StableArea,
 )
+from sam2_keyframe.rules.filters import MaxGap, Visible
+from sam2_keyframe.scorers import OpticalFlow, PredictedIoU
 from sam2_keyframe.types import FrameRecord, KeyframeFilter
 
 values = st.lists(
@@ -30,7 +31,7 @@ values = st.lists(
 
 
 def _past(scores: Sequence[float]) -> list[FrameRecord]:
-    return [FrameRecord(i, score) for i, score in enumerate(scores)]
+    return [scored(i, score) for i, score in enumerate(scores)]
 
 
 def _accepted_when_left_out(rule: KeyframeFilter, scores: Sequence[float]) -> int:
@@ -49,7 +50,7 @@ def _accepted_when_left_out(rule: KeyframeFilter, scores: Sequence[float]) -> in
 @example(scores=[0.0, 0.0, -1e200], k=2.0)  # and those of such ones too large to be numbers
 def test_adaptive_keeps_its_promise(scores: list[float], k: float) -> None:
     n = len(scores) - 1
-    kept = _accepted_when_left_out(Adaptive(k, last=max(n, 2), warmup=2), scores)
+    kept = _accepted_when_left_out(Adaptive(k=k, last=max(n, 2), warmup=2), scores)
     assert kept <= 1 + n / (1 + k * k) + 1e-9
 
 
@@ -58,13 +59,13 @@ def test_the_promise_of_adaptive_cannot_be_sharper(low: int, high: int, k: float
     """Two levels, and k just below what divides them: as many are accepted as the promise allows."""
     scores = [0.0] * low + [1.0] * high
     n = len(scores) - 1
-    kept = _accepted_when_left_out(Adaptive(k, last=n, warmup=2), scores)
+    kept = _accepted_when_left_out(Adaptive(k=k, last=n, warmup=2), scores)
     assert kept == high == math.floor(1 + n / (1 + k * k))
 
 
 @given(scores=values, q=st.floats(0.01, 0.99))
 def test_quantile_keeps_its_promise(scores: list[float], q: float) -> None:
-    kept = _accepted_when_left_out(Quantile(q, last=max(len(scores) - 1, 2), warmup=2), scores)
+    kept = _accepted_when_left_out(Quantile(q=q, last=max(len(scores) - 1, 2), warmup=2), scores)
     assert kept <= max(1, (1 - q) * len(scores) + 1e-9)
 
 
@@ -74,15 +75,15 @@ def test_quantile_keeps_its_promise(scores: list[float], q: float) -> None:
 def test_quantile_uses_what_it_may(q: float, count: int, kept: int) -> None:
     """Of distinct values exactly the whole part of (1 - q)(n + 1) is accepted, and never none."""
     scores = [math.sin(i * i) for i in range(count)]
-    assert _accepted_when_left_out(Quantile(q, last=count, warmup=2), scores) == kept
+    assert _accepted_when_left_out(Quantile(q=q, last=count, warmup=2), scores) == kept
 
 
 RULES = [
-    (Adaptive(0.5), 1 / 31 + 30 / 31 / 1.25),
-    (Adaptive(1.0), 16 / 31),
-    (Adaptive(2.0), 7 / 31),
-    (Quantile(0.9), 0.1),
-    (Quantile(0.7, last=30), 0.3),
+    (Adaptive(k=0.5), 1 / 31 + 30 / 31 / 1.25),
+    (Adaptive(k=1.0), 16 / 31),
+    (Adaptive(k=2.0), 7 / 31),
+    (Quantile(q=0.9), 0.1),
+    (Quantile(q=0.7, last=30), 0.3),
 ]
 
 
@@ -99,7 +100,7 @@ def test_the_share_kept_in_random_order(rule: Adaptive | Quantile, promised: flo
     }[shape]
     past, kept = deque[FrameRecord](maxlen=300), 0
     for frame_idx in range(rule.last + 2000):
-        record = FrameRecord(frame_idx, make())
+        record = scored(frame_idx, make())
         kept += frame_idx >= rule.last and rule.accept(record, past)
         past.append(record)
     assert kept / 2000 <= promised + 0.02  # three standard deviations of a share of 0.1 are 0.02
@@ -107,9 +108,9 @@ def test_the_share_kept_in_random_order(rule: Adaptive | Quantile, promised: flo
 
 
 @given(score=st.floats(-1e3, 1e3), count=st.integers(10, 60))
-@pytest.mark.parametrize("rule", [Adaptive(0), Adaptive(), Quantile(0.01), Quantile()])
+@pytest.mark.parametrize("rule", [Adaptive(k=0), Adaptive(), Quantile(q=0.01), Quantile()])
 def test_a_score_that_stays_the_same_is_never_kept(rule: KeyframeFilter, score: float, count: int) -> None:
-    assert not rule.accept(FrameRecord(count, score), _past([score] * count))
+    assert not rule.accept(scored(count, score), _past([score] * count))
 
 
 @pytest.mark.parametrize("rule", [Adaptive(), Quantile()])
@@ -123,9 +124,10 @@ def test_a_score_that_keeps_rising_is_kept(rule: KeyframeFilter) -> None:
 
 @given(past=st.lists(st.floats(0, 1) | st.just(math.nan), max_size=60), score=st.floats(0, 1) | st.just(math.nan))
 def test_against_statistics(past: list[float], score: float) -> None:
-    record, records = FrameRecord(60, score), _past(past)
+    record, records = scored(60, score), _past(past)
     window = [value for value in past[-20:] if not math.isnan(value)]
-    adaptive, quantile = Adaptive(1.5, 20, 5, 0.4), Quantile(0.75, 20, 5, 0.4)
+    adaptive = Adaptive(k=1.5, last=20, warmup=5, fixed=0.4)
+    quantile = Quantile(q=0.75, last=20, warmup=5, fixed=0.4)
     if math.isnan(score) or len(window) < 5:
         assert adaptive.accept(record, records) == quantile.accept(record, records) == (not score <= 0.4)
         return
@@ -136,12 +138,50 @@ def test_against_statistics(past: list[float], score: float) -> None:
     assert quantile.accept(record, records) == (score > cut)
 
 
-def test_they_read_the_named_score() -> None:
-    past = [FrameRecord(i, 9.0, {"flow": 0.1 * (i % 2)}) for i in range(20)]
-    for rule in (Adaptive(of="flow"), Quantile(of="flow")):
-        assert rule.accept(FrameRecord(20, 0.0, {"flow": 0.2}), past)
-        assert not rule.accept(FrameRecord(20, 9.0, {"flow": 0.05}), past)
-        assert rule.reads == {"flow"}
+def test_they_read_their_scorer() -> None:
+    past = [scored(i, 9.0, {"optical_flow": 0.1 * (i % 2)}) for i in range(20)]
+    rule = Adaptive(OpticalFlow())
+    assert rule.accept(scored(20, 0.0, {"optical_flow": 0.2}), past)
+    assert not rule.accept(scored(20, 9.0, {"optical_flow": 0.05}), past)
+
+
+# -- what they learn from ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule", [Adaptive(), Quantile(q=0.85), Visible() & (Adaptive() | MaxGap(500)), MaxGap(500) | Adaptive()], ids=repr
+)
+def test_an_absence_teaches_nothing(rule: KeyframeFilter) -> None:
+    """Every change is the largest possible while the object is hidden; afterwards keyframes come as before."""
+    past, kept = deque[FrameRecord](maxlen=300), []
+    for i in range(200):
+        hidden = 40 <= i < 80
+        change = 1.0 if hidden else 0.4 if i % 10 == 0 else 0.1
+        frame = scored(i, change, {"object_score": -5.0 if hidden else 5.0}, gap=1)
+        if rule.accept(frame, past) and not hidden:
+            kept.append(i)
+        past.append(frame)
+    assert [i for i in kept if i >= 40] == list(range(80, 200, 10))
+
+
+def test_what_stands_to_the_left_decides_what_is_learned() -> None:
+    """Badly rated frames change a lot. To the right of `&` they teach nothing, in whatever the rules are nested."""
+    good = PredictedIoU() > 0.5
+    frames = [
+        scored(i, 0.9 if i % 2 else 0.1 + 0.01 * (i % 3), {"predicted_iou": 0.2 if i % 2 else 0.8, "object_score": 5.0})
+        for i in range(40)
+    ]
+    frame = scored(40, 0.3, {"predicted_iou": 0.8, "object_score": 5.0})
+    assert not Adaptive().accept(frame, frames)
+    for rule in (good & Adaptive(), good & (Adaptive() | MaxGap(900)), Visible() & good & (MaxGap(900) | Adaptive())):
+        assert rule.accept(frame, frames), rule
+        past: list[FrameRecord] = []
+        for each in frames:  # as they come, each verdict is kept with its frame
+            rule.accept(each, past)
+            past.append(each)
+        assert rule.accept(replace(frame, passed={}), past), rule
+    assert not (Adaptive() & good).accept(frame, frames)
+    assert not (MaxGap(900) | Adaptive()).accept(frame, frames)
 
 
 class _Counting(Sequence[FrameRecord]):
@@ -160,27 +200,27 @@ class _Counting(Sequence[FrameRecord]):
 
 @pytest.mark.parametrize(
     ("rule", "most"),
-    [(Adaptive(), 30), (Quantile(), 100), (Hysteresis(), 7), (SceneBoundary(), 6), (StableArea(), 9)],
+    [(Adaptive(), 30), (Quantile(), 100), (SceneBoundary(), 6), (StableArea(), 9)],
 )
 def test_no_more_is_looked_at_than_needed(rule: KeyframeFilter, most: int) -> None:
     """Of 300 records; the last keyframe is 7 frames ago."""
     scores = {"histogram": 0.1, "area": 0.2}
-    past = _Counting([FrameRecord(i, 0.2, scores) for i in range(300)])
-    rule.accept(FrameRecord(300, 0.9, scores, gap=7, since=7), past)
+    past = _Counting([scored(i, 0.2, scores) for i in range(300)])
+    rule.accept(scored(300, 0.9, scores, gap=7, since=7), past)
     assert past.seen <= most + 1  # one to see where the past ends
 
 
 # -- the others --------------------------------------------------------------------------------------------------------
 
 
-def _run(rule: KeyframeFilter, frames: Sequence[FrameRecord], gate: KeyframeFilter | None = None) -> list[int]:
+def _run(rule: KeyframeFilter, frames: Sequence[FrameRecord]) -> list[int]:
     """Return the keyframes, as tracking forward from a prompt on frame 0 finds them."""
     past, kept = deque[FrameRecord](maxlen=300), []
     for frame in frames:
         last = kept[-1] if kept else None
         since = math.inf if last is None else frame.frame_idx - last
         record = replace(frame, since=since, gap=frame.frame_idx - (last or 0), offset=frame.frame_idx)
-        if (gate is None or gate.accept(record, past)) and rule.accept(record, past):
+        if rule.accept(record, past):
             kept.append(frame.frame_idx)
         past.append(record)
     return kept
@@ -190,8 +230,8 @@ def test_motion_scales_the_bound_by_hand() -> None:
     """Mean motion of the last 4 frames over that of all, each with the frame itself."""
 
     def at(significance: float, motions: Sequence[float]) -> tuple[float, bool]:
-        records = [FrameRecord(i, significance, {"flow": motion}) for i, motion in enumerate(motions)]
-        rule = MotionScaled(0.4, by="flow", last=4)
+        records = [scored(i, significance, {"optical_flow": motion}) for i, motion in enumerate(motions)]
+        rule = MotionScaled(above=0.4, last=4)
         return rule.scale(records[-1], records[:-1]), rule.accept(records[-1], records[:-1])
 
     assert at(0.45, [1, 1, 1, 1, 1, 1]) == (1.0, True)
@@ -207,34 +247,8 @@ def test_motion_scales_the_bound_by_hand() -> None:
 
 @given(motions=st.lists(st.floats(0, 1e6) | st.just(math.nan), min_size=1, max_size=50))
 def test_motion_scales_within_bounds(motions: list[float]) -> None:
-    records = [FrameRecord(i, 0.0, {"optical_flow": motion}) for i, motion in enumerate(motions)]
+    records = [scored(i, 0.0, {"optical_flow": motion}) for i, motion in enumerate(motions)]
     assert 0.5 <= MotionScaled(last=5).scale(records[-1], records[:-1]) <= 2.0
-
-
-@given(scores=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5]), max_size=80))
-def test_hysteresis_is_a_schmitt_trigger(scores: list[float]) -> None:
-    armed, expected = True, []
-    for i, score in enumerate(scores, 1):
-        armed = armed or score <= 0.1
-        if armed and score > 0.3:
-            expected.append(i)
-            armed = False
-    assert _run(Hysteresis(0.3, 0.1), [FrameRecord(i, score) for i, score in enumerate(scores, 1)]) == expected
-
-
-def test_hysteresis_waits_for_the_gate() -> None:
-    """The rise comes on an untrustworthy frame: the first trustworthy one above the bound is taken, and one only."""
-    scores = [0.0, 0.5, 0.5, 0.5, 0.5, 0.2, 0.5, 0.1, 0.5]
-    trust = [0.9, 0.2, 0.2, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
-    frames = [FrameRecord(i + 1, s, {"predicted_iou": q}) for i, (s, q) in enumerate(zip(scores, trust, strict=True))]
-    assert _run(Hysteresis(0.3, 0.1), frames, Quality(0.5)) == [4, 9]
-
-
-def test_hysteresis_counts_the_keyframe_itself() -> None:
-    """Frame 5 was made a keyframe by another rule at a score of 0: the rise right after it is one."""
-    past = [FrameRecord(4, 0.5), FrameRecord(5, 0.0)]
-    assert Hysteresis(0.3, 0.1).accept(FrameRecord(6, 0.5, since=1), past)
-    assert not Hysteresis(0.3, 0.1).accept(FrameRecord(6, 0.5, since=1), [past[0], FrameRecord(5, 0.2)])
 
 
 def test_a_scene_boundary_waits_for_the_gate() -> None:
@@ -242,10 +256,10 @@ def test_a_scene_boundary_waits_for_the_gate() -> None:
     cuts = [0.0, 0.1, 0.0, 0.9, 0.1, 0.0, 0.0, 0.6, 0.0, 0.0]
     trust = [0.9, 0.9, 0.9, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]
     frames = [
-        FrameRecord(i + 1, 0.0, {"histogram": cut, "predicted_iou": q})
+        scored(i + 1, 0.0, {"histogram": cut, "predicted_iou": q})
         for i, (cut, q) in enumerate(zip(cuts, trust, strict=True))
     ]
-    assert _run(SceneBoundary(), frames, Quality(0.5)) == [6, 8]
+    assert _run((PredictedIoU() > 0.5) & SceneBoundary(), frames) == [6, 8]
     assert _run(SceneBoundary(), frames) == [4, 8]
     backward = [replace(frame, frame_idx=20 - frame.frame_idx) for frame in frames]
     record = replace(backward[5], gap=6)
@@ -255,8 +269,8 @@ def test_a_scene_boundary_waits_for_the_gate() -> None:
 
 def test_a_boundary_behind_a_missing_record_does_not_count() -> None:
     """The keyframe's own record was never made, so fewer records than frames lie between."""
-    past = [FrameRecord(2, 0.0, {"histogram": 0.9}), FrameRecord(6, 0.0, {"histogram": 0.0})]
-    assert not SceneBoundary().accept(FrameRecord(7, 0.0, {"histogram": 0.0}, gap=4), past)
+    past = [scored(2, 0.0, {"histogram": 0.9}), scored(6, 0.0, {"histogram": 0.0})]
+    assert not SceneBoundary().accept(scored(7, 0.0, {"histogram": 0.0}, gap=4), past)
 
 
 def test_stable_areas_by_hand() -> None:
@@ -264,7 +278,7 @@ def test_stable_areas_by_hand() -> None:
     rule = StableArea(0.8, 1.2, last=3, within=6)
 
     def asks(*pixels: float) -> bool:
-        records = [FrameRecord(i, 0.0, {"area": count / 65536}) for i, count in enumerate(pixels)]
+        records = [scored(i, 0.0, {"area": count / 65536}) for i, count in enumerate(pixels)]
         return rule.accept(records[-1], records[:-1])
 
     assert not asks(100)  # nothing earlier
@@ -283,28 +297,23 @@ def test_stable_areas_by_hand() -> None:
 @given(data=st.data())
 def test_unknown_is_accepted(data: st.DataObject) -> None:
     past = [
-        FrameRecord(i, value, {"flow": value, "area": value, "histogram": value})
+        scored(i, value, {"optical_flow": value, "area": value, "histogram": value})
         for i, value in enumerate(data.draw(st.lists(st.floats(0, 1), max_size=40)))
     ]
-    unknown = FrameRecord(len(past), math.nan, dict.fromkeys(("flow", "area", "histogram"), math.nan), gap=3, since=3)
-    for rule in (Adaptive(), Quantile(), MotionScaled(by="flow"), Hysteresis(), SceneBoundary(), StableArea()):
+    unknown = scored(
+        len(past), math.nan, dict.fromkeys(("optical_flow", "area", "histogram"), math.nan), gap=3, since=3
+    )
+    for rule in (Adaptive(), Quantile(), MotionScaled(), SceneBoundary(), StableArea()):
         assert rule.accept(unknown, past)
-
-
-def test_a_score_that_nothing_measured_is_named() -> None:
-    for rule in (Adaptive(of="ssim"), Hysteresis(of="ssim"), SceneBoundary(), MotionScaled(), StableArea()):
-        (name,) = rule.reads
-        with pytest.raises(ValueError, match=f"score '{name}', which frame 4 does not have"):
-            rule.accept(FrameRecord(4, 0.9), [])
 
 
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [
         *[(Adaptive, {"k": -1.0}), (Adaptive, {"k": math.inf}), (Adaptive, {"last": 1, "warmup": 1})],
-        *[(Adaptive, {"last": 5, "warmup": 6}), (Adaptive, {"fixed": math.nan}), (Quantile, {"q": 0.0})],
-        *[(Quantile, {"q": 1.0}), (Quantile, {"q": 90}), (Quantile, {"last": 20.0}), (MotionScaled, {"above": -0.1})],
-        *[(MotionScaled, {"last": 0}), (Hysteresis, {"high": 0.1, "low": 0.2}), (Hysteresis, {"low": math.nan})],
+        *[(Adaptive, {"last": 5, "warmup": 6}), (Adaptive, {"fixed": math.nan})],
+        *[(Quantile, {"q": 0.0}), (Quantile, {"q": 1.0}), (Quantile, {"q": 90}), (Quantile, {"last": 20.0})],
+        *[(Adaptive, {"last": 20.0}), (MotionScaled, {"above": -0.1}), (MotionScaled, {"last": 0})],
         *[(SceneBoundary, {"above": math.nan}), (StableArea, {"low": 0.0}), (StableArea, {"low": 1.3})],
         *[(StableArea, {"last": 0}), (StableArea, {"within": True})],
     ],

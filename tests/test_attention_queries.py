@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_predictor, write_frames
+from memories import memory
 from scipy.ndimage import binary_dilation
 from sessions import SESSIONS, assert_equal, assert_lively, run
 from test_attention_host import GRID, inputs, layout, memory_attention
@@ -376,7 +377,7 @@ def test_fewer_tokens_run_and_the_statistics_count_them(
 ) -> None:
     ran, real = [], patch.attend
     monkeypatch.setattr(patch, "attend", lambda q, groups: ran.append(q.shape[2]) or real(q, groups))
-    with sk.wrap(model, "keyframe", attend=keys, queries=NearObject(2), gate=sk.Always()):
+    with sk.wrap(model, memory(sk.MaskIoU() > 0.5, n=2, others=sk.Others(3), attend=keys, queries=NearObject(2))):
         seen, _, states = run(model, "two_objects", clip_folder, clip)
     calls = 2 * len(model.memory_attention.layers)
     reads = [set(ran[i : i + calls]) for i in range(0, len(ran), calls)]
@@ -392,7 +393,7 @@ def test_fewer_tokens_run_and_the_statistics_count_them(
             count = NearObject(2).whole(share, 16)
             assert row.queries == (64 if count is None else 3 * count + 16)
     assert all(masks.isfinite().all() for *_, masks in seen)
-    with sk.wrap(model, "keyframe", attend=keys, gate=sk.Always()):
+    with sk.wrap(model, memory(sk.MaskIoU() > 0.5, n=2, others=sk.Others(3), attend=keys)):
         every = run(model, "two_objects", clip_folder, clip)
     assert any(not torch.equal(a[3], b[3]) for a, b in zip(seen, every[0], strict=True))
 
@@ -466,7 +467,7 @@ def test_what_is_kept_is_bounded_counted_and_gone_with_the_frames(model: Any, cl
 def test_one_predictor_two_states_two_threads(autocast: bool, clip: Any) -> None:
     """As servers run it: each thread has a video of its own, and both are in the middle of a frame at once."""
     model = load_micro_predictor(image_size=128)
-    sk.wrap(model, "keyframe", attend=Foveated(0.3, 2), queries=NearObject(2), gate=sk.Always(), keep=0.1)
+    sk.wrap(model, memory(sk.MaskIoU() > 0.1, n=2, others=sk.Others(3), attend=Foveated(0.3, 2), queries=NearObject(2)))
 
     def track(obj_id: int, frames: Any, out: list[Any]) -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -519,5 +520,5 @@ def test_a_setting_is_written_as_it_is_read() -> None:
     method = sk.make_method("keyframe", queries=parse_value("NearObject(size=2, margin=0.1)"))
     assert eval(repr(method), vars(sk)) == method
     assert sk.make_method("keyframe", queries=parse_value("Whole")).queries == Whole()
-    with pytest.raises(ValueError, match=r"near_share.*reserved"):
-        sk.make_method("keyframe", scorer=sk.MaskIoU(name="near_share"))
+    with pytest.raises(ValueError, match=r"near_share.*column"):
+        sk.make_method("keyframe", change=sk.MaskIoU(name="near_share") > 0.5)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_predictor
+from memories import memory
 from sessions import assert_equal, run
 from test_attention_official import official
 from test_compression_wrapped import PACKED, bank_of
@@ -138,14 +139,14 @@ def test_a_memory_is_read_by_its_own_salient_tokens(
         return found
 
     monkeypatch.setattr(reading, "plan_layout", layout)
-    with sk.wrap(model, "keyframe", attend=SalientTokens(0.1), gate=sk.Always(), keep=sk.EveryNth(2)):
+    with sk.wrap(model, memory(sk.EveryNth(2), n=2, others=sk.Others(3), attend=SalientTokens(0.1))):
         run(model, "forward", clip_folder, clip)
     assert len(measured) == len(model.memory_attention.layers) * (len(plans) - 1)  # at first there is the prompt only
     known: dict[int, torch.Tensor] = {}
     for planned in plans:
-        for memory, index in planned.items():
+        for frame, index in planned.items():
             if index is not None:
-                assert torch.equal(known.setdefault(memory, index), index)
+                assert torch.equal(known.setdefault(frame, index), index)
     assert len(known) > 8
     assert len({tuple(index[0].tolist()) for index in known.values()}) > 4
 
@@ -157,7 +158,7 @@ def test_a_memory_is_measured_once_however_often_it_is_the_newest(
     measured, real = [], patch.drawn_attention
     monkeypatch.setattr(patch, "drawn_attention", lambda *given: measured.append(1) or real(*given))
     state, layers = sk.init_state(model, clip.frames), len(model.memory_attention.layers)
-    with sk.wrap(model, "keyframe", attend=SalientTokens(), keep=0.0, gate=sk.Always()):
+    with sk.wrap(model, memory(sk.MaskIoU() > 0, n=2, others=sk.Others(3), attend=SalientTokens())):
         model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
         list(model.propagate_in_video(state, max_frame_num_to_track=9))
         assert len(measured) == 8 * layers
@@ -200,7 +201,7 @@ def test_a_compiled_predictor_is_refused_and_left_alone() -> None:
     with pytest.raises(RuntimeError, match=r"attend=Whole\(\)"):
         sk.wrap(predictor, "keyframe", attend=Pool(2))
     assert set(vars(predictor)) == before
-    sk.wrap(predictor, "keyframe", compressor=Int8())
+    sk.wrap(predictor, "keyframe", codec=Int8())
     assert ATTRIBUTE in vars(predictor)
     sk.unwrap(predictor)
     assert set(vars(predictor)) == before

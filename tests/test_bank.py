@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_predictor, write_frames
+from memories import GOOD, memory
 from sessions import run
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -65,7 +67,7 @@ def test_bounded_memory(method: str, long_video: Any) -> None:
     folder, clip = long_video
     model = make_predictor(64)
     counted, told, keyframes = [], [], 0
-    with sk.wrap(model, method, **({"keep": 0.002, "gate": sk.Visible()} if method == "keyframe" else {})):
+    with sk.wrap(model, method, **({"change": 0.002} if method == "keyframe" else {})):
         state = model.init_state(str(folder))
         model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
         for _ in model.propagate_in_video(state):
@@ -139,11 +141,12 @@ def _reads(operations: list[list[str]]) -> list[int]:
 READING = {
     **{name: sk.make_method(name) for name in ("dam4sam", "rmem_style", "xmem_style", "rmscl_style", "surgical")},
     "motion": sk.make_method("samurai", kalman=True),
-    "retrieved": sk.KeyframeMemory(capacity=9, select=sk.Relevant(), keep=0.0),
-    "packed": sk.KeyframeMemory(keep=0.0, compressor=sk.Chain(sk.PCA(0.25), sk.Int8()), attend=sk.Foveated(size=2)),
+    "retrieved": memory(GOOD & (sk.MaskIoU() > 0), n=9, read=sk.Relevant()),
+    "packed": memory(GOOD & (sk.MaskIoU() > 0), codec=sk.Chain(sk.PCA(0.25), sk.Int8()), attend=sk.Foveated(size=2)),
     "queries": sk.make_method("compact", attend=sk.SalientTokens(0.3), queries=sk.NearObject(2, 0.0)),
-    "scores": sk.KeyframeMemory(
-        scorer=sk.Combine((sk.MaskIoU(), sk.OpticalFlow(), sk.Novelty(), sk.FeatureShift())), measure=(sk.SSIM(),)
+    "scores": memory(
+        GOOD & (sk.Combine((sk.MaskIoU(), sk.OpticalFlow(), sk.Novelty(), sk.FeatureShift())) > 0.3),
+        measure=(sk.SSIM(),),
     ),
 }
 
@@ -165,9 +168,9 @@ def test_one_host_read_a_frame_and_object(
     reads: list[int] = []
     read = Pending.read
 
-    def counted(pending: Pending, significance: str | None) -> Any:
+    def counted(pending: Pending) -> Any:
         reads.append(pending.frame_idx)
-        return read(pending, significance)
+        return read(pending)
 
     monkeypatch.setattr(Pending, "read", counted)
     sk.wrap(predictor, READING.get(name, "keyframe"))
@@ -202,7 +205,7 @@ def _corrected(predictor: Any, folder: Any, clip: Any) -> Any:
 
 def test_a_corrected_frame_becomes_a_keyframe(predictor: Any, clip_folder: Any, clip: Any) -> None:
     """No frame is significant enough here; the corrected one is held all the same."""
-    sk.wrap(predictor, "keyframe", keep=10.0)
+    sk.wrap(predictor, "keyframe", change=10.0)
     row = sk.memory_stats(_corrected(predictor, clip_folder, clip))[1].last
     assert row is not None
     assert row.frame_idx == 20
@@ -211,7 +214,7 @@ def test_a_corrected_frame_becomes_a_keyframe(predictor: Any, clip_folder: Any, 
 
 def test_the_hosts_dict_is_the_truth(predictor: Any, clip_folder: Any, clip: Any) -> None:
     """A frame that the user takes out of SAM 2's dict is forgotten; one that is prompted leaves the bank."""
-    sk.wrap(predictor, "keyframe", keep=0.0, gate=sk.Always(), capacity=5)
+    sk.wrap(predictor, memory(sk.MaskIoU() > 0))
     state = predictor.init_state(str(clip_folder))
     predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
     for _ in predictor.propagate_in_video(state, max_frame_num_to_track=10):
@@ -262,14 +265,13 @@ def test_gaps_count_from_a_correction(predictor: Any, clip_folder: Any, clip: An
     """Tracked to 10, frame 8 corrected, tracked on from 8: frame 9 is one frame after a keyframe."""
     gaps: dict[int, list[int]] = {}
 
+    @dataclass(frozen=True)
     class Noted:
-        reads = frozenset({"mask_iou"})
-
         def accept(self, record: Any, past: Any) -> bool:
             gaps.setdefault(record.frame_idx, []).append(record.gap)
             return False
 
-    sk.wrap(predictor, "keyframe", keep=Noted(), gate=sk.Always())
+    sk.wrap(predictor, memory(Noted(), n=2))
     sk.memory_stats(_corrected(predictor, clip_folder, clip))
     assert gaps[9] == [9, 1]
     assert gaps[20] == [12]
@@ -313,7 +315,7 @@ def test_a_kept_state_lets_the_model_go(clip_folder: Any, clip: Any) -> None:
 
 def test_bytes_on_the_device_and_elsewhere(predictor: Any, clip_folder: Any, clip: Any) -> None:
     """Seen from another device, all that is held lies elsewhere; together it is what the tensors take."""
-    sk.wrap(predictor, "keyframe", keep=0.01)
+    sk.wrap(predictor, "keyframe", change=0.01)
     store = run(predictor, "forward", clip_folder, clip)[2][0]["output_dict_per_obj"][0][KEY].store
     here, other = torch.device("cpu"), torch.device("meta")
     whole = sum(entry[key].nbytes for entry in store.entries.values() for key in STORED)

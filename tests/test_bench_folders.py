@@ -18,7 +18,7 @@ def folders(root):
 
 def test_a_trial_replaces_no_results_of_other_clips(tmp_path, capsys):
     clips = [*SMALL, "--challenges", "static", "--workers", "1"]
-    assert main(["default", *clips, "--clips", "2", "--set", "keep=0.1", *folders(tmp_path)]) == 0
+    assert main(["default", *clips, "--clips", "2", "--set", "change=0.1", *folders(tmp_path)]) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     for command, more in (("default", ["--clips", "3"]), ("methods", ["--image-size", "128"])):
         assert main([command, *clips, "--clips", "2", *more, *folders(tmp_path)]) == 2
@@ -26,9 +26,9 @@ def test_a_trial_replaces_no_results_of_other_clips(tmp_path, capsys):
         assert "synthetic-14f-64px_test.json holds runs under another protocol" in said
         assert "another --results" in said
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before  # nothing was run
-    assert main(["default", *clips, "--clips", "2", "--set", "keep=0.3", *folders(tmp_path)]) == 0
+    assert main(["default", *clips, "--clips", "2", "--set", "change=0.3", *folders(tmp_path)]) == 0
     text = (tmp_path / "results/README.md").read_text()
-    assert re.findall(r"`keyframe (keep=\S+)`", text) in (["keep=0.1", "keep=0.3"], ["keep=0.3", "keep=0.1"])
+    assert re.findall(r"`keyframe (change=\S+)`", text) in (["change=0.1", "change=0.3"], ["change=0.3", "change=0.1"])
 
 
 @pytest.mark.parametrize("command", ["default", "methods", "study", "tradeoff"])
@@ -61,7 +61,7 @@ class Failing:
 
 
 def test_a_method_that_failed_on_every_video_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "failing", lambda: KeyframeMemory(scorer=Failing()))
+    monkeypatch.setitem(METHODS, "failing", lambda: KeyframeMemory(measure=(Failing(),)))
     arguments = ["methods", *SMALL, "--clips", "1", "--workers", "1", "--method", "failing", *folders(tmp_path)]
     assert main(arguments) == 1
     text = (tmp_path / "results/README.md").read_text()

@@ -15,7 +15,7 @@ from benchmarks.compare import Difference, difference, load_groups
 from benchmarks.datasets import Synthetic
 from benchmarks.results import keep_results, read_csv
 from benchmarks.timing import WARM_UP, beside_stock
-from sam2_keyframe import METHODS, KeyframeMemory, Threshold, make_method
+from sam2_keyframe import METHODS, Frames, KeyframeMemory, Keyframes, Recent, make_method
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.synthetic import make_clip
 
@@ -141,7 +141,7 @@ def test_time_beside_stock_is_of_both_sides(monkeypatch):
     same = beside_stock(pair, video, make_method("stock"))
     assert same["frames"] == 20 - WARM_UP  # of 30
     assert same["ratio"] == 1
-    slow = beside_stock(pair, video, KeyframeMemory(scorer=Slow(clock)))
+    slow = beside_stock(pair, video, KeyframeMemory(measure=(Slow(clock),)))
     assert (slow["ratio"], slow["frame_ms"], slow["stock_ms"]) == (5, 5000, 1000)
     assert not any("propagate" in name for predictor in pair for name in vars(predictor))  # unwrapped again
     with pytest.raises(ValueError, match="needs 13"):
@@ -150,17 +150,17 @@ def test_time_beside_stock_is_of_both_sides(monkeypatch):
 
 def test_methods_that_cannot_run_are_named_with_the_reason(monkeypatch):
     def chosen(frames):
-        return KeyframeMemory(keep=Threshold(frames))
+        return KeyframeMemory(Keyframes(5, Frames(frames)))
 
     def large():
-        return KeyframeMemory(recent=2, capacity=9)
+        return KeyframeMemory(Recent(2), Keyframes(9))
 
     monkeypatch.setitem(METHODS, "chosen", chosen)
     monkeypatch.setitem(METHODS, "large", large)
     runs, left_out = methods.choose(["stock", "chosen", "large", "random"], 6)
     assert runs == [("stock", []), *(("random", [f"seed={seed}"]) for seed in range(3))]
     assert left_out["chosen"] == "needs frames of the video"
-    assert "recent=2 and capacity=9" in left_out["large"]
+    assert "Recent(2) and Keyframes(9)" in left_out["large"]
     with pytest.raises(ValueError, match="no method 'best'"):
         methods.choose(["best"], 6)
 
@@ -209,7 +209,7 @@ def test_the_default_is_judged_by_kind_of_clip_and_split(tmp_path):
     write_folder(tmp_path / "footage", ["a", "b"])
     folders = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
     assert main(["default", *SMALL, "--split", "dev", "--method", "first", *folders]) == 0
-    assert main(["default", *SMALL, "--split", "dev", "--set", "keep=0.2", *folders]) == 0
+    assert main(["default", *SMALL, "--split", "dev", "--set", "change=0.2", *folders]) == 0
     assert main(["default", *SMALL, "--data", str(tmp_path / "footage"), *folders]) == 0
     text = (tmp_path / "results/README.md").read_text()
     parts = {re.search(r"-64px, (\w+)|footage, (\w+)", part)[0]: part for part in text.split("## ")[1:]}
@@ -221,9 +221,9 @@ def test_the_default_is_judged_by_kind_of_clip_and_split(tmp_path):
     kinds = ["static", "deformation", "occlusion", "leave and return"]
     by_candidate = {
         label: [kind for name, kind, _ in rows["-64px, dev"] if name == label]
-        for label in ("first", "keyframe keep=0.2")
+        for label in ("first", "keyframe change=0.2")
     }
-    assert by_candidate == {"first": kinds, "keyframe keep=0.2": kinds}
+    assert by_candidate == {"first": kinds, "keyframe change=0.2": kinds}
     assert [(name, kind) for name, kind, _ in rows["-64px, test"]] == [("keyframe", kind) for kind in kinds]
     assert [(name, kind) for name, kind, _ in rows["footage, all"]] == [("keyframe", "real")]
     assert {verdict for found in rows.values() for *_, verdict in found} <= {"holds", "open", "broken"}

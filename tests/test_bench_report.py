@@ -35,7 +35,7 @@ def swept(tmp_path_factory):
     out = tmp_path_factory.mktemp("swept")
     for split in ("dev", "test"):
         arguments = ["sweep", *SMALL, "--challenges", "static,occlusion", "--split", split, "--method", "first"]
-        assert main([*arguments, "--grid", "keep=0.1,0.5", "--out", str(out)]) == 0
+        assert main([*arguments, "--grid", "change=0.1,0.5", "--out", str(out)]) == 0
     assert main(["report", str(out)]) == 0
     return out
 
@@ -107,7 +107,7 @@ def test_development_and_test_data_are_never_mixed(swept):
     assert [group.config["split"] for group in groups] == ["dev", "test"]
     for group in groups:
         labels = sorted(r.label for r in group.results)
-        assert labels == ["first", "keyframe keep=0.1", "keyframe keep=0.5", "stock", "window"]
+        assert labels == ["first", "keyframe change=0.1", "keyframe change=0.5", "stock", "window"]
         assert {video for r in group.results for video in r.by_video()} == {
             f"{challenge}-{10_000 if group.config['split'] == 'dev' else 20_000}"
             for challenge in ("static", "occlusion")

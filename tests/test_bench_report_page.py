@@ -31,28 +31,28 @@ def run(name, *replacements, jf=70.0, frames=7.0):
 
 def grid(*fixed):
     """Eighteen runs of a grid."""
-    choices = itertools.product(("MaskIoU()", "SSIM()"), (0.1, 0.2, 0.3), (1, 3, 5))
-    return [run("keyframe", *fixed, f"scorer={s}", f"keep={k}", f"capacity={c}") for s, k, c in choices]
+    choices = itertools.product(("True", "False"), (0.1, 0.2, 0.3), (1, 3, 5))
+    return [run("keyframe", *fixed, f"fill={s}", f"change={k}", f"keyframes={c}") for s, k, c in choices]
 
 
 def test_many_runs_are_named_after_the_first_choice_in_which_they_differ():
-    runs = [run("stock"), run("window"), *grid("recent=1")]
-    assert set(families(runs).values()) == {"stock", "window", "scorer=MaskIoU()", "scorer=SSIM()"}
-    assert families(runs)["keyframe recent=1 scorer=SSIM() keep=0.1 capacity=5"] == "scorer=SSIM()"
-    assert left_out(runs) == "keyframe: recent=1 in every run"
+    runs = [run("stock"), run("window"), *grid("others=1")]
+    assert set(families(runs).values()) == {"stock", "window", "fill=True", "fill=False"}
+    assert families(runs)["keyframe others=1 fill=False change=0.1 keyframes=5"] == "fill=False"
+    assert left_out(runs) == "keyframe: others=1 in every run"
     more = families([*runs, *(run("random", f"seed={seed}") for seed in range(3))])
     assert more["random seed=1"] == "random seed=1"
-    assert more["keyframe recent=1 scorer=SSIM() keep=0.1 capacity=5"] == "keyframe scorer=SSIM()"
+    assert more["keyframe others=1 fill=False change=0.1 keyframes=5"] == "keyframe fill=False"
 
 
 def test_few_runs_are_each_named_without_what_they_share():
-    runs = [run("stock"), *grid("compressor=Chain(PCA(0.4), Int8())", "recent=1")[:9]]
+    runs = [run("stock"), *grid("codec=Chain(PCA(0.4), Int8())", "others=1")[:9]]
     names = families(runs)
     assert len(set(names.values())) == 10
-    assert names[runs[1].label] == "keep=0.1 capacity=1"  # one scorer among the nine
-    assert left_out(runs).startswith("keyframe: compressor=Chain(PCA(0.4), Int8()) recent=1 scorer=MaskIoU()")
-    alone = [run("stock"), run("keyframe", "keep=0.2"), run("fifo")]
-    assert families(alone)["keyframe keep=0.2"] == "keyframe keep=0.2"
+    assert names[runs[1].label] == "change=0.1 keyframes=1"  # one filling among the nine
+    assert left_out(runs).startswith("keyframe: codec=Chain(PCA(0.4), Int8()) others=1 fill=True")
+    alone = [run("stock"), run("keyframe", "change=0.2"), run("fifo")]
+    assert families(alone)["keyframe change=0.2"] == "keyframe change=0.2"
     assert left_out(alone) == ""
 
 

@@ -178,7 +178,7 @@ def test_a_file_of_the_same_label_twice_loses_none(tmp_path):
 
 
 def test_a_bar_in_a_label_breaks_no_table(stock, tmp_path):
-    stock["config"]["method"]["label"] = "keyframe gate=Visible() | Quality(0.6)"
+    stock["config"]["method"]["label"] = "keyframe change=Visible() | MaxGap(6)"
     stock["challenges"] = {"occlusion": 80.0}
     (tmp_path / "theirs.json").write_text(json.dumps(stock))
     assert main(["report", str(tmp_path)]) == 0
@@ -186,7 +186,7 @@ def test_a_bar_in_a_label_breaks_no_table(stock, tmp_path):
     tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
     assert len(tables) == 2
     for table in tables:
-        assert "Visible() \\| Quality(0.6)" in table
+        assert "Visible() \\| MaxGap(6)" in table
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 

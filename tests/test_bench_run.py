@@ -49,16 +49,16 @@ def write_folder(root, clips):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
-    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
-    assert main(["run", *arguments, "--set", "capacity=2", "--out", str(out)]) == 0
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "change=0.2"]
+    assert main(["run", *arguments, "--set", "keyframes=2", "--out", str(out)]) == 0
     return only_run(out)
 
 
 def test_a_run_is_named_and_described_by_its_configuration(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    for word in ("synthetic-8f-64px", "dev", "micro", "keyframe", "keep=0.2", "capacity=2"):
+    for word in ("synthetic-8f-64px", "dev", "micro", "keyframe", "change=0.2", "keyframes=2"):
         assert word in finished.name
-    method = sam2_keyframe.make_method("keyframe", keep=0.2, capacity=2)
+    method = sam2_keyframe.make_method("keyframe", change=0.2, keyframes=2)
     assert parse_value(config["method"]["repr"]) == method  # repr rebuilds it
     assert config["versions"]["torch"]
     assert (config["device"], config["seed"], config["schema"]) == ("cpu", 0, 1)
@@ -93,8 +93,8 @@ def test_scores_and_occupancy_are_those_of_the_masks_and_statistics(finished):
 def test_a_second_run_skips_what_is_finished(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.glob("videos/*/*")}
     table = (finished / "frames.csv").read_text()
-    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
-    assert main(["run", *arguments, "--set", "capacity=2", "--out", str(finished.parent)]) == 0
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "change=0.2"]
+    assert main(["run", *arguments, "--set", "keyframes=2", "--out", str(finished.parent)]) == 0
     assert {path: path.stat().st_mtime_ns for path in finished.glob("videos/*/*")} == before
     assert (finished / "frames.csv").read_text() == table
     assert "static-10000  " not in capsys.readouterr().err  # nothing was tracked
@@ -102,8 +102,8 @@ def test_a_second_run_skips_what_is_finished(finished, capsys):
 
 @pytest.mark.slow
 def test_processes_agree_with_one_process(tmp_path, finished):
-    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
-    code = main(["run", *arguments, "--set", "capacity=2", "--out", str(tmp_path), "--workers", "2"])
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "change=0.2"]
+    code = main(["run", *arguments, "--set", "keyframes=2", "--out", str(tmp_path), "--workers", "2"])
     assert code == 0
     run = only_run(tmp_path)
     assert run.name == finished.name
@@ -200,17 +200,17 @@ def test_a_late_object_is_prompted_where_it_appears(tmp_path):
 
 
 def test_two_processes_do_not_write_one_run(finished, capsys):
-    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "keep=0.2"]
+    arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "change=0.2"]
     being_written = finished / ".tmp-being-written"
     being_written.mkdir()
     with Run(finished, {}).lock():
-        assert main(["run", *arguments, "--set", "capacity=2", "--out", str(finished.parent)]) == 2
+        assert main(["run", *arguments, "--set", "keyframes=2", "--out", str(finished.parent)]) == 2
     assert "another process is writing" in capsys.readouterr().err
     being_written.rmdir()  # it is still there
 
 
 def test_what_is_named_twice_is_run_once(tmp_path, capsys):
-    arguments = ["sweep", *SMALL, "--challenges", "static,static", "--method", "stock", "--grid", "keep=0.1,0.1"]
+    arguments = ["sweep", *SMALL, "--challenges", "static,static", "--method", "stock", "--grid", "change=0.1,0.1"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*/videos/*"))) == 3  # stock, window, keyframe
     assert "failed" not in capsys.readouterr().err
@@ -222,15 +222,15 @@ def test_what_is_named_twice_is_run_once(tmp_path, capsys):
         (["run", "--data", "nowhere/DAVIS"], "no folder nowhere/DAVIS.*davischallenge.org"),
         (["run", "--challenges", "fog"], "no challenge is called fog"),
         (["run", "--method", "best"], "no method 'best'; choose one of stock, window"),
-        (["run", "--set", "keep"], "--set 'keep': write key=value"),
-        (["run", "--set", "keeep=0.2"], "unknown keyword keeep"),
-        (["run", "--set", "scorer=Best()"], "there is no 'Best'; there are Adaptive"),
+        (["run", "--set", "change"], "--set 'change': write key=value"),
+        (["run", "--set", "chnge=0.2"], "unknown keyword chnge"),
+        (["run", "--set", "change=Best() > 1"], "there is no 'Best'; there are Adaptive"),
         (["run", "--model", "huge"], "no model is called 'huge'"),
         (["run", "--model", "large", "--checkpoints", "x"], r"x/sam2.1_hiera_large.pt is missing.*curl .*https://"),
         (["run", "--model", "missing.pt"], "missing.pt: no such file"),
         (["run", "--workers", "0"], "workers=0"),
-        (["run", "--set", "capacity=6"], r"keyframe capacity=6: recent=1 and capacity=6 .* has 6"),
-        (["sweep", "--grid", "recent=1,7"], r"keyframe recent=7: recent=7 and capacity=2 .* has 6"),
+        (["run", "--set", "keyframes=6"], r"keyframe keyframes=6: Recent.*Keyframes.* has 6"),
+        (["sweep", "--base", "fifo", "--grid", "recent=1,7"], r"fifo recent=7: Recent\(7\).* 6 memories"),
         (["run", "--split", "val"], "no split 'val'"),
         (["run", "--frames", "2"], "three frames"),
         (["run", "--size", "4"], "size=4.*16 pixels"),
@@ -240,14 +240,14 @@ def test_what_is_named_twice_is_run_once(tmp_path, capsys):
         (["run", "--image-size", "0"], "--image-size 0: give a multiple of 32"),
         (["run", "--sequences", "a,b"], "--sequences a,b: .* for synthetic leave --sequences empty"),
         (["run", "--data", ".", "--challenges", "static"], "--challenges static: .* leave --challenges empty"),
-        (["sweep", "--grid", "keep"], "'keep' is not name=value,value"),
+        (["sweep", "--grid", "change"], "'change' is not name=value,value"),
         (
-            ["sweep", "--grid", "keep=1", "--grid", "keep=2"],
-            "keyframe keep=1 keep=2: .*: keep is given twice; give it once",
+            ["sweep", "--grid", "change=1", "--grid", "change=2"],
+            "keyframe change=1 change=2: .*: change is given twice; give it once",
         ),
         (
-            ["sweep", "--set", "keep=1", "--grid", "keep=2"],
-            "keyframe keep=1 keep=2: .*: keep is given twice; give it once",
+            ["sweep", "--set", "change=1", "--grid", "change=2"],
+            "keyframe change=1 change=2: .*: change is given twice; give it once",
         ),
         (["bench", "--data", "."], "--data .: bench runs on generated clips; give a folder to official or sweep"),
         (["report", "nowhere"], "there is no nowhere"),

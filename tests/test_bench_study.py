@@ -29,16 +29,16 @@ def studied(tmp_path_factory):
 
 
 def test_the_grid_has_six_thresholds_and_three_capacities_in_every_family():
-    scorers = {family.fixed for family in FAMILIES.values()}
-    assert len(scorers) >= 4
+    rules = {family.rule for family in FAMILIES.values()}
+    assert len(rules) >= 4
     for name, family in FAMILIES.items():
         runs = family.runs()
         assert len(runs) == len({tuple(replacements) for _, replacements in runs}) == 18, name
         assert set(family.parts) | ({family.instead} - {""}) <= set(FAMILIES)
         methods = [make_method(method, **parse_set(replacements)) for method, replacements in runs]
         assert len({repr(method) for method in methods}) == 18, name
-        assert {method.capacity for method in methods} == {1, 3, 5}
-        assert len({method.keep for method in methods}) == 6
+        assert {method.keyframes.n for method in methods} == {1, 3, 5}
+        assert len({method.keyframes.when for method in methods}) == 6
 
 
 def result(family, index, jf, rate):
@@ -91,10 +91,10 @@ def test_the_tables_say_what_the_results_say(studied):
     gain = difference(ours, theirs)
     cell = f"{round(gain.mean, 1) + 0.0:+.1f} (4 videos) |"  # too few for an interval or a verdict
     assert f"| IoU + flow, sum minus mask IoU | {cell}" in text
-    runs = [r for r in FAMILIES["mask IoU"].members(dev) if "keep=0.1" in r.metrics["config"]["method"]["set"]]
+    runs = [r for r in FAMILIES["mask IoU"].members(dev) if "change=MaskIoU() > 0.1" in r.method["set"]]
     assert len(runs) == 3
     rate = np.mean([r.metrics["keep_rate"] for r in runs])
-    assert f"0.1: {np.mean([r.jf for r in runs]):.1f} ({rate:.0f} %)" in text
+    assert f"MaskIoU() > 0.1: {np.mean([r.jf for r in runs]):.1f} ({rate:.0f} %)" in text
     changing = [r.by_video()["scale-10000"][0] for r in FAMILIES["mask IoU"].members(dev)]
     assert f"| mask IoU | {np.mean(changing):.1f} |" in text.partition("## Shape and scale change")[2]
     (root / "results/README.md").write_text("")

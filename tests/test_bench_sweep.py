@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.models import shared_features
 from benchmarks.plan import combinations
 from benchmarks.results import read_csv
-from sam2_keyframe import MaskIoU, Quality, Visible
+from sam2_keyframe import MaskIoU, PredictedIoU, Visible
 from sam2_keyframe.app.models import recognise
 from sam2_keyframe.app.options import parse_set
 from sam2_keyframe.micro import load_micro_predictor
@@ -20,25 +20,25 @@ SMALL = ["--image-size", "128", "--clips", "1", "--frames", "8", "--size", "64",
 
 
 def test_a_grid_is_every_combination_beside_the_baselines():
-    found = combinations(["fifo", "window"], "keyframe", ["recent=2"], ["scorer=MaskIoU(),None", "keep=0.1,0.2,inf"])
+    found = combinations(["fifo", "window"], "keyframe", ["others=2"], ["fill=True,False", "change=0.1,0.2,MaxGap(5)"])
     assert [name for name, _ in found] == ["stock", "window", "fifo", *["keyframe"] * 6]
-    assert found[3] == ("keyframe", ["recent=2", "scorer=MaskIoU()", "keep=0.1"])
-    assert found[-1] == ("keyframe", ["recent=2", "scorer=None", "keep=inf"])
-    assert combinations([], "compact", ["recent=2"], [])[2:] == [("compact", ["recent=2"])]
+    assert found[3] == ("keyframe", ["others=2", "fill=True", "change=0.1"])
+    assert found[-1] == ("keyframe", ["others=2", "fill=False", "change=MaxGap(5)"])
+    assert combinations([], "compact", ["others=2"], [])[2:] == [("compact", ["others=2"])]
     assert len(combinations([], "compact", [], [])) == 2
 
 
 def test_a_sweep_reads_values_as_the_command_line_does():
-    assert parse_set(["keep=0.2", "temporal=anchor", "scorer=MaskIoU", "evict=None"]) == {
-        "keep": 0.2,
-        "temporal": "anchor",
-        "scorer": MaskIoU(),
-        "evict": None,
+    assert parse_set(["change=0.2", "codes=slot", "measure=[MaskIoU]", "choice=None"]) == {
+        "change": 0.2,
+        "codes": "slot",
+        "measure": (MaskIoU(),),
+        "choice": None,
     }
-    assert parse_set(["gate=Visible() & Quality(0.5)"]) == {"gate": Visible() & Quality(0.5)}
+    assert parse_set(["change=Visible() & (PredictedIoU() > 0.5)"]) == {"change": Visible() & (PredictedIoU() > 0.5)}
     for text in ("__import__('os')", "open('x')", "wrap()", "1 +", "Adaptive(**{'k': 99})"):
         with pytest.raises(ValueError, match=r"there is no|cannot be read|is neither a literal nor built"):
-            parse_set([f"keep={text}"])
+            parse_set([f"change={text}"])
 
 
 def test_shared_features_change_no_mask(tmp_path, monkeypatch):
@@ -51,7 +51,7 @@ def test_shared_features_change_no_mask(tmp_path, monkeypatch):
         return predictor
 
     monkeypatch.setattr(run_module, "load_predictor", counting)
-    arguments = ["sweep", *SMALL, "--grid", "capacity=1,3"]
+    arguments = ["sweep", *SMALL, "--grid", "keyframes=1,3"]
     assert main([*arguments, "--out", str(tmp_path / "shared")]) == 0
     shared = len(calls)
     assert main([*arguments, "--timed", "--out", str(tmp_path / "apart")]) == 0

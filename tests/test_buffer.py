@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memories import scored
 
 import sam2_keyframe.rules.eviction as buffer_module
 from sam2_keyframe.rules import similarity as relations
@@ -32,7 +33,7 @@ arrivals = st.lists(st.integers(0, 200), unique=True, max_size=30).flatmap(
 
 
 def _fill(buffer: RollingBuffer, arrived: tuple[list[int], list[float]], now: int) -> list[FrameRecord]:
-    records = [FrameRecord(frame_idx, significance) for frame_idx, significance in zip(*arrived, strict=True)]
+    records = [scored(frame_idx, significance) for frame_idx, significance in zip(*arrived, strict=True)]
     left = [buffer.push(record, now) for record in records]
     assert len(buffer) <= buffer.capacity
     gone = [record.frame_idx for record in left if record is not None]
@@ -53,7 +54,7 @@ def test_oldest_keeps_the_nearest(arrived: tuple[list[int], list[float]], capaci
 def test_least_significant_keeps_the_most(arrived: tuple[list[int], list[float]], capacity: int) -> None:
     buffer = RollingBuffer(capacity, LeastSignificant())
     records = _fill(buffer, arrived, 201)
-    best = sorted(records, key=lambda r: (r.significance, r.frame_idx))[max(0, len(records) - capacity) :]
+    best = sorted(records, key=lambda r: (r.scores["mask_iou"], r.frame_idx))[max(0, len(records) - capacity) :]
     assert sorted(r.frame_idx for r in buffer) == sorted(r.frame_idx for r in best)
 
 
@@ -77,7 +78,7 @@ def test_random_is_uniform() -> None:
     for seed in range(600):
         buffer = RollingBuffer(5, Random(seed))
         for frame_idx in counts:
-            buffer.push(FrameRecord(frame_idx, 0.0), 40)
+            buffer.push(scored(frame_idx, 0.0), 40)
         for record in buffer:
             counts[record.frame_idx] += 1
     spread = 5 * math.sqrt(600 * 0.125 * 0.875)
@@ -86,8 +87,8 @@ def test_random_is_uniform() -> None:
 
 def test_an_unknown_significance_is_not_evicted_first() -> None:
     buffer = RollingBuffer(1, LeastSignificant())
-    buffer.push(FrameRecord(1, math.nan), 3)
-    left = buffer.push(FrameRecord(2, 0.9), 3)
+    buffer.push(scored(1, math.nan), 3)
+    left = buffer.push(scored(2, 0.9), 3)
     assert left is not None
     assert left.frame_idx == 2
 
@@ -105,7 +106,7 @@ def test_fading_significance_does_not_depend_on_the_order(
     now = -1 if reverse else 201
     pairs = list(zip(*arrived, strict=True))
     order.shuffle(pairs)
-    buffer = RollingBuffer(capacity, LeastSignificant(half_life))
+    buffer = RollingBuffer(capacity, LeastSignificant(half_life=half_life))
     _fill(buffer, ([f for f, _ in pairs], [s for _, s in pairs]), now)
     ranked = sorted(pairs, key=lambda p: (p[1] * 0.5 ** (abs(now - p[0]) / half_life), -abs(now - p[0])), reverse=True)
     assert sorted(record.frame_idx for record in buffer) == sorted(f for f, _ in ranked[:capacity])
@@ -113,10 +114,10 @@ def test_fading_significance_does_not_depend_on_the_order(
 
 def test_fading_by_hand() -> None:
     """With a half-life of 10 frames, 0.8 forty frames ago is worth 0.05 and loses against 0.1 seven frames ago."""
-    held = [FrameRecord(60, 0.8), FrameRecord(93, 0.1)]
-    assert LeastSignificant(10).victim(held, 100).frame_idx == 60
+    held = [scored(60, 0.8), scored(93, 0.1)]
+    assert LeastSignificant(half_life=10).victim(held, 100).frame_idx == 60
     assert LeastSignificant().victim(held, 100).frame_idx == 93
-    assert LeastSignificant(10).victim([FrameRecord(20, math.nan), *held], 100).frame_idx == 60
+    assert LeastSignificant(half_life=10).victim([scored(20, math.nan), *held], 100).frame_idx == 60
 
 
 # -- rules that compare the memories -----------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def _numbers(seed: int, frames: list[int]) -> list[FrameRecord]:
     """Return records that were each compared with all before; few distinct values, so that there are ties."""
     draw = random.Random(seed)
     return [
-        FrameRecord(
+        scored(
             idx,
             0.0,
             similarity={before: draw.choice([0.2, 0.5, 0.7, 0.9, math.nan]) for before in frames[:i]},
@@ -227,10 +228,10 @@ def test_what_is_held_decides_not_its_order(frames: list[int], seed: int) -> Non
 def test_redundancy_by_hand() -> None:
     """Frames 1 and 2 are most alike; 2 is also like 3, so 1, 3 and 4 describe the past better than 2, 3 and 4."""
     held = [
-        FrameRecord(1, 0.0),
-        FrameRecord(2, 0.0, similarity={1: 0.9}),
-        FrameRecord(3, 0.0, similarity={1: 0.1, 2: 0.6}),
-        FrameRecord(4, 0.0, similarity={1: 0.3, 2: 0.2, 3: 0.4}),
+        scored(1, 0.0),
+        scored(2, 0.0, similarity={1: 0.9}),
+        scored(3, 0.0, similarity={1: 0.1, 2: 0.6}),
+        scored(4, 0.0, similarity={1: 0.3, 2: 0.2, 3: 0.4}),
     ]
     assert MostRedundant().victim(held, 5).frame_idx == 2
     assert MostSimilar().victim(held, 5).frame_idx == 3
@@ -241,8 +242,8 @@ def test_redundancy_by_hand() -> None:
 
 
 def test_a_duplicate_newcomer_leaves_only_when_it_is_the_redundant_one() -> None:
-    held = [FrameRecord(1, 0.0), FrameRecord(2, 0.0, similarity={1: 0.2})]
-    copy = FrameRecord(3, 0.0, similarity={1: 0.1, 2: 1.0})
+    held = [scored(1, 0.0), scored(2, 0.0, similarity={1: 0.2})]
+    copy = scored(3, 0.0, similarity={1: 0.1, 2: 1.0})
     assert MostRedundant().victim([*held, copy], 4).frame_idx == 2  # like 1 too
     assert MostRedundant().victim([*held, replace(copy, similarity={1: 0.6, 2: 1.0})], 4).frame_idx == 3
 
@@ -250,9 +251,9 @@ def test_a_duplicate_newcomer_leaves_only_when_it_is_the_redundant_one() -> None
 def test_freshness_by_hand() -> None:
     """Sum T = 9 + 1 + 40 = 50: 0.10 + 1.5 sqrt(3.912 / 17) = 0.820 beats 0.05 + 1.5 sqrt(3.912 / 9) = 1.039."""
     held = [
-        FrameRecord(5, 0.0, relevance=0.10, survived=9, offset=5),
-        FrameRecord(20, 0.0, relevance=0.05, survived=1, offset=20),
-        FrameRecord(40, 0.0, relevance=0.0, survived=0, offset=40),
+        scored(5, 0.0, relevance=0.10, survived=9, offset=5),
+        scored(20, 0.0, relevance=0.05, survived=1, offset=20),
+        scored(40, 0.0, relevance=0.0, survived=0, offset=40),
     ]
     assert RelevanceFreshness().victim(held, 41).frame_idx == 5
     assert RelevanceFreshness(c=0).victim(held, 41).frame_idx == 20
@@ -263,9 +264,9 @@ def test_freshness_by_hand() -> None:
 def test_usage_by_hand() -> None:
     """12 over 40 frames is 0.3 a frame, 2 over 5 frames 0.4; a frame that nothing was compared with yet stays."""
     held = [
-        FrameRecord(60, 0.0, usage=12.0, relevance=0.9),
-        FrameRecord(95, 0.0, usage=2.0, relevance=0.1),
-        FrameRecord(99, 0.0),
+        scored(60, 0.0, usage=12.0, relevance=0.9),
+        scored(95, 0.0, usage=2.0, relevance=0.1),
+        scored(99, 0.0),
     ]
     assert LeastUsed().victim(held, 100).frame_idx == 60
     assert LeastUsed().victim(held[1:], 100).frame_idx == 95
@@ -274,14 +275,14 @@ def test_usage_by_hand() -> None:
 
 def test_a_frame_that_comes_again_is_the_newcomer() -> None:
     buffer = RollingBuffer(2, MostSimilar())
-    for record in (FrameRecord(1, 0.0), FrameRecord(2, 0.0, similarity={1: 0.5}), FrameRecord(1, 0.7)):
+    for record in (scored(1, 0.0), scored(2, 0.0, similarity={1: 0.5}), scored(1, 0.7)):
         assert buffer.push(record, 9) is None
-    assert [(r.frame_idx, r.significance) for r in buffer] == [(2, 0.0), (1, 0.7)]
+    assert [(r.frame_idx, r.scores["mask_iou"]) for r in buffer] == [(2, 0.0), (1, 0.7)]
 
 
 def test_an_unknown_share_tells_nothing() -> None:
     buffer = RollingBuffer(2, LeastUsed())
-    buffer.push(FrameRecord(1, 0.0), 2)
+    buffer.push(scored(1, 0.0), 2)
     buffer.used({1: math.nan})
     (record,) = buffer
     assert record.usage == 0
@@ -308,16 +309,16 @@ def test_every_rule(name: str) -> None:
     assert eval(repr(rule), {**vars(buffer_module), **vars(relations)}) == rule
     buffer = RollingBuffer(3, rule)
     for frame_idx in range(10):
-        buffer.push(FrameRecord(frame_idx, math.nan), 10)
+        buffer.push(scored(frame_idx, math.nan), 10)
     assert len(buffer) == 3
-    newcomer = FrameRecord(1, 0.0)
+    newcomer = scored(1, 0.0)
     assert RollingBuffer(0, rule).push(newcomer, 2) == newcomer
 
 
 @pytest.mark.parametrize("name", EVICTION)
 def test_discard(name: str) -> None:
     buffer = RollingBuffer(2, EVICTION[name]())
-    buffer.push(FrameRecord(1, 0.5), 2)
+    buffer.push(scored(1, 0.5), 2)
     buffer.discard(1)
     buffer.discard(7)
     assert len(buffer) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_predictor
+from memories import memory
 from sessions import assert_equal, run
 
 import sam2_keyframe as sk
 from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.reading import closest
-from sam2_keyframe.bank.store import LEAST, LongTerm
+from sam2_keyframe.bank.store import LEAST, MergedMemories
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.rules.motion import Track
 
@@ -33,7 +33,7 @@ def _state(predictor: Any, folder: Any, clip: Any, last: int = 23, prompts: tupl
 def test_stride_is_what_sam2_does_with_that_setting(session: str, clip_folder: Any, clip: Any) -> None:
     expected = run(make_predictor(memory_temporal_stride_for_eval=3), session, clip_folder, clip)
     predictor = make_predictor()
-    with sk.wrap(predictor, "stride", r=3, retain="all"):
+    with sk.wrap(predictor, "stride", r=3, store="all"):
         assert_equal(run(predictor, session, clip_folder, clip), expected)
     with pytest.raises(AssertionError):
         assert_equal(run(make_predictor(), session, clip_folder, clip), expected)
@@ -42,7 +42,7 @@ def test_stride_is_what_sam2_does_with_that_setting(session: str, clip_folder: A
 @pytest.mark.parametrize("protect", [True, False])
 def test_a_corrected_frame_is_protected(protect: bool, predictor: Any, clip_folder: Any, clip: Any) -> None:
     """Held while later keyframes come and go, and not overwritten by a second pass; SAM 2 overwrites it."""
-    with sk.wrap(predictor, "keyframe", keep=sk.Always(), capacity=2, protect_corrections=protect):
+    with sk.wrap(predictor, memory(sk.Visible(), n=2, others=sk.Others(3, sk.Visible()), protect_corrections=protect)):
         state = _state(predictor, clip_folder, clip, last=10)
         _, _, shown = predictor.add_new_mask(state, 6, 1, torch.from_numpy(np.roll(clip.masks[6] == 1, 40, 1)))
         again = {t: masks.clone() for t, _, masks in predictor.propagate_in_video(state, start_frame_idx=0)}
@@ -54,7 +54,7 @@ def test_a_corrected_frame_is_protected(protect: bool, predictor: Any, clip_fold
 
 
 def test_conditioning_frames_are_capped(predictor: Any, clip_folder: Any, clip: Any) -> None:
-    with sk.wrap(predictor, "window", conditioning=2):
+    with sk.wrap(predictor, "window", prompts=sk.Prompts(2)):
         state = _state(predictor, clip_folder, clip, prompts=(0, 4, 9, 14, 19))
         rows = {row.frame_idx: set(row.attended) & {0, 4, 9, 14, 19} for row in sk.memory_stats(state)[1].rows}
     assert rows[3] == {0, 4}
@@ -85,14 +85,14 @@ def test_retrieved_memories_are_those_told(predictor: Any, clip_folder: Any, cli
         return features, encoding
 
     predictor._encode_new_memory = noted
-    with sk.wrap(predictor, "keyframe", capacity=12, select=sk.Relevant(), keep=sk.Always(), gate=sk.Always()):
+    with sk.wrap(predictor, memory(sk.Always(), n=12, read=sk.Relevant(), others=sk.Others(3))):
         state = _state(predictor, clip_folder, clip)
         rows = list(sk.memory_stats(state)[1].rows)
     nearest = 0
-    for row, memory in zip(rows, seen, strict=True):
+    for row, given in zip(rows, seen, strict=True):
         # Conditioning frames first, then from the farthest to the newest.
         expected = torch.cat([stored[t].flatten(2)[0].T for t in row.attended]).float()
-        assert torch.equal(memory[: len(expected)].float(), expected)
+        assert torch.equal(given[: len(expected)].float(), expected)
         nearest += row.attended[1:] == tuple(range(row.frame_idx - len(row.attended) + 1, row.frame_idx))
     assert nearest < len(rows)
     assert len(rows[-1].attended) == 7
@@ -102,8 +102,8 @@ def test_compressed_memories_are_what_the_codec_restores(predictor: Any, clip_fo
     """SAM 2 reads the restored keyframes, the bytes told are those of the payloads, and after undoing it can go on."""
     codec = sk.Chain(sk.PCA(0.25), sk.Int8())
     told = {}
-    for name, compressor in (("whole", sk.Identity()), ("packed", codec)):
-        with sk.wrap(predictor, "keyframe", keep=sk.EveryNth(2), gate=sk.Always(), compressor=compressor, capacity=5):
+    for name, codec_ in (("whole", sk.Identity()), ("packed", codec)):
+        with sk.wrap(predictor, memory(sk.EveryNth(2), codec=codec_)):
             state = _state(predictor, clip_folder, clip)
             bank = state["output_dict_per_obj"][0][KEY]
             told[name] = sk.memory_stats(state)[1].last.memory.nbytes
@@ -152,7 +152,7 @@ def test_motion_may_choose_another_mask(predictor: Any, clip_folder: Any, clip: 
 
 
 def test_scenes_keep_the_frame_before(predictor: Any, clip_folder: Any, clip: Any) -> None:
-    with sk.wrap(predictor, "keyframe", keep=sk.Frames((7, 15)), keep_before=True, gate=sk.Always(), capacity=5):
+    with sk.wrap(predictor, memory(sk.Frames((7, 15)), before=sk.Always())):
         state = _state(predictor, clip_folder, clip)
         row = sk.memory_stats(state)[1].last
     assert {6, 7, 14, 15} <= set(row.attended)
@@ -162,8 +162,8 @@ def test_scenes_keep_the_frame_before(predictor: Any, clip_folder: Any, clip: An
 def test_a_frame_kept_before_a_keyframe_is_no_minor_one_any_more(
     evict: Any, predictor: Any, clip_folder: Any, clip: Any
 ) -> None:
-    method = {"keep": sk.EveryNth(3), "keep_before": True, "gate": sk.Always(), "capacity": 3, "minor": 2}
-    with sk.wrap(predictor, "keyframe", evict=evict, fill=False, **method):
+    others = sk.Others(2)
+    with sk.wrap(predictor, memory(sk.EveryNth(3), n=3, before=sk.Always(), evict=evict, others=others, fill=False)):
         state = _state(predictor, clip_folder, clip)
         held = state["output_dict_per_obj"][0][KEY].selection.held()
         assert len(held) == len(set(held)) > 3
@@ -186,7 +186,7 @@ def test_ranks_that_bfloat16_cannot_tell_apart_are_told_apart(
 
 
 def test_consolidated_memories_are_weighted_means(predictor: Any) -> None:
-    held = LongTerm(1)
+    held = MergedMemories(1, of=5)
     values = [(float(i), weight) for i, weight in enumerate((2.0, 0.0, 1.0, 4.0, 0.5, 3.0, 1.0))]
     for value, weight in values:
         held.add({"maskmem_features": torch.full((1, 2, 3, 3), value, dtype=torch.bfloat16), "obj_ptr": None}, weight)
@@ -246,7 +246,7 @@ def test_significance_score_obj_ptr_above_threshold(predictor: Any, clip_folder:
     threshold = float(np.median(list(moved.values())))
     for above in (threshold, 10.0):
         read.clear()
-        with sk.wrap(predictor, "window", measure=(shift,), pointers=sk.Threshold(above, of="feature_shift")):
+        with sk.wrap(predictor, "window", measure=(shift,), pointers=shift > above):
             rows = list(sk.memory_stats(_state(predictor, clip_folder, clip))[1].rows)
         moved = {row.frame_idx: row.scores["feature_shift"] for row in rows}
         for row, count in zip(rows, read, strict=True):
@@ -269,7 +269,9 @@ def test_an_anchor_is_remembered_as_a_prompted_frame_is(predictor: Any, clip_fol
 
     seen: list[int] = []
     predictor._encode_new_memory = types.MethodType(encode, predictor)
-    anchors = dataclasses.replace(sk.make_method("dam4sam"), gate=sk.Always(), keep=sk.EveryNth(4), evict=sk.Oldest())
+    anchors = sk.KeyframeMemory(
+        sk.Recent(6, sk.Area() > 0, every=5), sk.Keyframes(3, sk.EveryNth(4), code="prompt"), pointers=sk.Area() > 0
+    )
     with sk.wrap(predictor, anchors):
         state = predictor.init_state(str(clip_folder))
         predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))

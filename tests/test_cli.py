@@ -18,16 +18,13 @@ from commandline import FRAMES, film, folder, out, track  # noqa: F401
 from PIL import Image
 
 from sam2_keyframe import (
-    FILTERS,
+    BLOCKS,
     METHODS,
-    NON_CAUSAL,
-    SCORERS,
-    KeyframeMemory,
-    LeastSignificant,
     MaskIoU,
     MinGap,
-    Threshold,
+    Visible,
     init_state,
+    make_method,
     wrap,
 )
 from sam2_keyframe.app import cli, models, options, pictures
@@ -67,7 +64,7 @@ def test_track_writes_masks_film_table_and_pictures(folder: Path, mask: Path, ou
 
 
 def test_the_table_has_a_row_a_frame_and_object(folder: Path, mask: Path, out: Path) -> None:
-    assert track(folder, out, "--mask", mask, "--set", "measure=[FeatureShift()]", "--set", "keep=0.0") == 0
+    assert track(folder, out, "--mask", mask, "--set", "measure=[FeatureShift()]", "--set", "change=0.0") == 0
     with (out / "frames.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(int(row["frame"]), int(row["object"])) for row in rows] == [(t, o) for t in range(FRAMES) for o in (1, 2)]
@@ -148,13 +145,12 @@ def test_the_caption_counts_what_an_object_holds_while_it_is_prompted_again(
 
 def test_set_builds_registered_classes_only() -> None:
     chosen = options.parse_set(
-        ["scorer=MaskIoU(reference='previous')", "keep=Threshold(0.2) & MinGap(3)", "evict=LeastSignificant()",
-         "capacity=4", "fill=False", "temporal=anchor", "measure=[FeatureShift(name='f')]"]
+        ["change=(MaskIoU(reference='previous') > 0.2) & MinGap(3)", "keyframes=4", "fill=False", "codes=slot",
+         "measure=[FeatureShift(name='f')]"]
     )  # fmt: skip
-    method = KeyframeMemory(**chosen)
-    assert method.scorer == MaskIoU(reference="previous")
-    assert method.keep == Threshold(0.2) & MinGap(3)
-    assert (method.evict, method.capacity, method.fill, method.temporal) == (LeastSignificant(), 4, False, "anchor")
+    method = make_method("keyframe", **chosen)
+    assert method.keyframes.when == Visible() & ((MaskIoU(reference="previous") > 0.2) & MinGap(3))
+    assert (method.keyframes.n, method.fill, method.codes) == (4, False, "slot")
     assert [scorer.name for scorer in method.measure] == ["f"]
     assert options.parse_value("-inf") == -np.inf
     for text in (
@@ -171,17 +167,16 @@ def test_set_builds_registered_classes_only() -> None:
             options.parse_value(text)
 
 
-def test_repr_of_every_method_can_be_set() -> None:
+def test_every_method_can_be_written_out() -> None:
     for name, factory in METHODS.items():
-        method = factory(frames=(3,)) if name in NON_CAUSAL else factory()
-        assert options.parse_value(repr(method)) == method, name
-        for key in ("gate", "keep", "evict"):
-            assert options.parse_value(repr(getattr(method, key))) == getattr(method, key), (name, key)
+        method = factory(frames=(3,)) if name == "genetic" else factory()
+        assert options.chosen_method(None, repr(method), []) == ("own memory", method)
+    assert options.parse_value("keyframe(change=0.3)") == make_method("keyframe", change=0.3)
 
 
 def test_set_takes_each_choice_once_and_splits_values() -> None:
-    with pytest.raises(ValueError, match="keep is given twice; give it once"):
-        options.parse_set(["keep=0.1", "keep=0.2"])
+    with pytest.raises(ValueError, match="change is given twice; give it once"):
+        options.parse_set(["change=0.1", "change=0.2"])
     found = options.split_values("Quality(minimum=0.1, x=[1,2]), anchor,0.3,None,0.3")
     assert found == ["Quality(minimum=0.1, x=[1,2])", "anchor", "0.3", "None"]
     for text in ("a]+[b", "1 +"):
@@ -189,10 +184,92 @@ def test_set_takes_each_choice_once_and_splits_values() -> None:
             options.split_values(text)
 
 
+OWN = """
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Redness:
+    name: str = "redness"
+
+    def score(self, frame, history):
+        return frame.image[0].mean()
+
+
+@dataclass(frozen=True)
+class Even:
+    def accept(self, record, past):
+        return record.frame_idx % 2 == 0
+
+
+@dataclass(frozen=True)
+class Number:
+    name: str = "number"
+
+    def score(self, frame, history):
+        return 0.5
+
+
+@dataclass(frozen=True)
+class Map:
+    name: str = "map"
+
+    def score(self, frame, history):
+        return frame.image
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    def accept(self, record, past):
+        record.frame_idx % 2 == 0
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    def accept(self, record, past):
+        return record.scores["brightness"] > 0.5
+"""
+
+
+def test_own_scorers_and_rules_by_import_path(
+    folder: Path, out: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """From a file in the current folder, without touching the package; what they return wrongly is named."""
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    own = "KeyframeMemory(Recent(1), Keyframes(2, (mine.Redness() > 0.01) & mine.Even()))"
+    assert track(folder, out, "--box", "20,20,90,90", "--memory", own) == 0
+    with (out / "frames.csv").open() as file:
+        tracked = [row for row in csv.DictReader(file) if row["prompted"] == "0"]
+    assert all(float(row["redness"]) > 0 for row in tracked)
+    assert {int(row["frame"]) % 2 == 0 for row in tracked if row["keyframe"] == "1"} == {True}
+    for rule, words in {
+        "mine.Number() > 0.1": "Number.score() returned 0.5",
+        "mine.Map() > 0.1": "Map.score() returned a tensor of shape (3,",
+        "mine.Forgetful()": "Forgetful.accept() returned None",
+        "mine.Unmeasured()": "Unmeasured() reads the score 'brightness', which nothing measures",
+        "mine.Missing()": "has no class 'Missing'",
+        "theirs.Redness() > 0.1": "the module 'theirs' cannot be imported",
+        "Visible() & MaskIoU() > 0.5": "score, not a rule",
+        "0.2 < SSIM() < 0.5": "write two comparisons",
+        "Visble()": "did you mean 'Visible'",
+    }.items():
+        memory = f"KeyframeMemory(Recent(1), Keyframes(2, {rule}))"
+        capsys.readouterr()
+        assert track(folder, tmp_path / "none", "--box", "20,20,90,90", "--memory", memory) == 2, rule
+        said = capsys.readouterr().err
+        assert words in said, (rule, said)
+        assert said.count("\n") == 1
+    assert track(folder, tmp_path / "none", "--box", "20,20,90,90", "--memory", own, "--method", "fifo") == 2
+    assert "--method fifo and --memory" in capsys.readouterr().err
+
+
 def test_list_names_every_building_block(capsys: Any) -> None:
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
-    names = [*METHODS, *(cls.__name__ for registry in (SCORERS, FILTERS) for cls in registry.values()), "PCA", "Oldest"]
+    names = [*METHODS, *(name for blocks in BLOCKS.values() for name in blocks)]
     assert [name for name in names if f"  {name}(" not in said] == []
     lines = said.splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith("  ") and not line.startswith("   ")]

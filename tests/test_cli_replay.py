@@ -30,7 +30,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("scorer", ["MaskIoU()", "Histogram()"])
 def test_track_and_then_replay_say_the_same(folder: Path, out: Path, tmp_path: Path, capsys: Any, scorer: str) -> None:
-    choices = ["--set", f"scorer={scorer}", "--set", "keep=0.02", "--set", "gate=Always()"]
+    choices = ["--memory", f"KeyframeMemory(Recent(1), Keyframes(2, {scorer} > 0.02), Others(3))"]
     assert track(folder, out, "--box", "20,20,90,90", "--point", "2@5:40,70", *choices) == 0
     capsys.readouterr()
     assert play(folder, out, *choices, "--out", tmp_path / "replayed") == 0
@@ -55,7 +55,7 @@ def test_over_a_folder_of_masks_from_anywhere(folder: Path, clip: Any, tmp_path:
     (tmp_path / "masks").mkdir()
     for t in range(4, FRAMES):
         Image.fromarray(clip.masks[t].astype(np.uint8)).save(tmp_path / "masks" / f"{t:05d}.png")
-    assert play(folder, tmp_path / "masks", "--set", "keep=0.05", "--out", tmp_path / "replayed") == 0
+    assert play(folder, tmp_path / "masks", "--set", "change=0.05", "--out", tmp_path / "replayed") == 0
     assert "replayed 2 objects" in capsys.readouterr().out
     found = rows(tmp_path / "replayed" / "timeline.csv")
     assert [int(row["frame"]) for row in found if row["object"] == "1"] == list(range(5, FRAMES))
@@ -84,7 +84,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert f"{FRAMES} frames, the masks 4" in refused(capsys, out, folder, masks)
     for t in range(4, FRAMES):
         Image.fromarray(clip.masks[t].astype(np.uint8)).save(masks / f"{t:05d}.png")
-    assert "recording.npz" in refused(capsys, out, folder, masks, "--set", "scorer=FeatureShift()")
+    assert "recording.npz" in refused(capsys, out, folder, masks, "--set", "change=FeatureShift() > 0.1")
     assert "Kalman" in refused(capsys, out, folder, masks, "--method", "samurai", "--set", "choice=Kalman()")
     assert "no recording" in refused(capsys, out, folder, film)
     assert "nothing" in refused(capsys, out, folder, tmp_path / "nothing")
@@ -102,7 +102,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         Image.fromarray(np.full((8, 8), 1, np.uint8)).save(masks / f"{t:05d}.png")
     assert f"the masks {FRAMES + 1}" in refused(capsys, out, folder, masks)
     (masks / f"{FRAMES:05d}.png").unlink()
-    assert "8 x 8" in refused(capsys, out, folder, masks, "--set", "scorer=SSIM()")
+    assert "8 x 8" in refused(capsys, out, folder, masks, "--set", "change=SSIM() > 0.1")
 
 
 def test_gates_that_know_nothing_say_so(folder: Path, out: Path, clip: Any, tmp_path: Path, capsys: Any) -> None:

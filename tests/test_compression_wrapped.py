@@ -70,7 +70,7 @@ def test_a_codec_that_loses_nothing_changes_no_mask(
 @pytest.mark.parametrize("codec", [PCA(0.4), PCA(4, basis="running"), Chain(PCA(0.25), Int8())], ids=repr)
 def test_a_second_pass_gives_the_masks_of_the_first(codec: Any, model: Any, clip: Any) -> None:
     state = sk.init_state(model, clip.frames)
-    with sk.wrap(model, "compact", compressor=codec, minor_compressor=codec):
+    with sk.wrap(model, "compact", codec=codec):
         model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
         first, second = ([m.clone() for *_, m in model.propagate_in_video(state)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -42,11 +42,10 @@ def test_the_examples_run_on_a_predictor(examples: Any, predictor: Any, clip: An
     assert {row.keyframe for row in rows} == {True, False}
 
 
-def test_the_example_of_a_rule_combines_and_tells_what_it_reads(examples: Any) -> None:
-    rule = examples.Between() & ~sk.Never()
-    assert rule.reads == {"coverage"}
-    with pytest.raises(ValueError, match="coverage, which nothing measures"):
-        sk.KeyframeMemory(keep=rule)
+def test_the_example_of_a_rule_combines_and_has_its_scorer_measured(examples: Any) -> None:
+    method = sk.KeyframeMemory(sk.Keyframes(5, examples.Between() & ~sk.Visible()))
+    assert method.scorers == (examples.Coverage(),)
+    assert method.significance == examples.Coverage()
 
 
 def test_files_and_rooms_are_there() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_predictor
+from memories import memory
 
 import sam2_keyframe as sk
 from sam2_keyframe.bank.bank import KEY
@@ -39,7 +40,7 @@ def _row(state: Any, frame_idx: int) -> Any:
 
 
 def test_many_corrections_do_not_crowd_out_keyframes(predictor: Any, clip_folder: Any, clip: Any) -> None:
-    with sk.wrap(predictor, "keyframe", gate=sk.Always(), keep=sk.EveryNth(2)):
+    with sk.wrap(predictor, memory(sk.EveryNth(2), n=2, others=sk.Others(3))):
         state = _start(predictor, clip_folder, clip, 8)
         for frame_idx in range(1, 6):
             _correct(predictor, state, clip, frame_idx)
@@ -69,7 +70,7 @@ def test_a_correction_is_protected_until_it_is_cleared(
 
 
 def test_a_correction_ahead_does_not_count_as_the_last_keyframe(predictor: Any, clip_folder: Any, clip: Any) -> None:
-    with sk.wrap(predictor, "keyframe", gate=sk.Always(), keep=sk.MinGap(3)):
+    with sk.wrap(predictor, memory(sk.MinGap(3), n=2, others=sk.Others(3))):
         state = _start(predictor, clip_folder, clip, 20)
         _track(predictor, state, 0, 4)
         _correct(predictor, state, clip, 15)
@@ -82,8 +83,8 @@ def test_a_correction_ahead_does_not_count_as_the_last_keyframe(predictor: Any, 
 
 
 def test_a_pass_over_a_corrected_frame_leaves_its_pointer(predictor: Any, clip_folder: Any, clip: Any) -> None:
-    for pointers in ("selected", "ranked"):
-        with sk.wrap(predictor, "keyframe", keep=sk.Never(), gate=sk.Never(), pointers=pointers):
+    for pointers in ("selected", sk.Ranked(sk.Visible())):
+        with sk.wrap(predictor, memory(~sk.Always(), n=2, pointers=pointers)):
             state = _start(predictor, clip_folder, clip, 10)
             _correct(predictor, state, clip, 6)
             _track(predictor, state, 0, 10)

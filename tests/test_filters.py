@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memories import scored
 
-import sam2_keyframe.rules.filters as filters_module
+import sam2_keyframe as sk
+from sam2_keyframe.conditions import And, Not, ask, looks, scorers_of
 from sam2_keyframe.rules.filters import (
-    FILTERS,
-    Adaptive,
+    RULES,
     Always,
-    And,
     EffectiveScore,
     EveryNth,
     Frames,
-    Grid,
     MaxGap,
     MinGap,
-    Never,
-    Quality,
-    Threshold,
     Visible,
-    as_filter,
-    reads,
 )
+from sam2_keyframe.scorers import MaskIoU, OpticalFlow, PredictedIoU
 from sam2_keyframe.types import FrameRecord, KeyframeFilter
 
 numbers = st.floats(-10, 10) | st.just(math.nan)
 records = st.builds(
     FrameRecord,
     frame_idx=st.integers(0, 99),
-    significance=numbers,
-    scores=st.fixed_dictionaries({"predicted_iou": st.floats(0, 1), "object_score": numbers, "flow": numbers}),
+    scores=st.fixed_dictionaries(
+        {"predicted_iou": st.floats(0, 1), "object_score": numbers, "optical_flow": numbers, "mask_iou": numbers}
+    ),
     gap=st.integers(0, 40),
     offset=st.integers(0, 99),
     since=st.integers(0, 40) | st.just(math.inf),
 )
-filters = st.sampled_from([Always(), Never(), Threshold(0.5), Threshold(1.0, of="flow"), Visible(), Quality(0.3)])
+filters = st.sampled_from(
+    [Always(), ~Always(), MaskIoU() > 0.5, OpticalFlow() < 1.0, Visible(), PredictedIoU() > 0.3, MinGap(9)]
+)
 
 
 @given(record=records, a=filters, b=filters)
@@ -50,7 +50,8 @@ def test_combinations_are_boolean_algebra(record: FrameRecord, a: Visible, b: Vi
     assert (a | b).accept(record, []) == (x or y)
     assert (~a).accept(record, []) == (not x)
     assert (~(a & b)).accept(record, []) == ((~a) | (~b)).accept(record, [])
-    assert reads(a & ~b) == reads(a) | reads(b) == reads(a | b)
+    assert {*scorers_of(a & ~b)} == {*scorers_of(a), *scorers_of(b)} == {*scorers_of(a | b)}
+    assert looks(a & ~b) == (looks(a) or looks(b)) == looks(a | b)
     assert (a & b) != (a | b)
 
 
@@ -59,12 +60,12 @@ def test_what_each_accepts(record: FrameRecord) -> None:
     def above(value: float, bound: float) -> bool:
         return math.isnan(value) or value > bound
 
-    assert Threshold(0.5).accept(record, []) == above(record.significance, 0.5)
-    assert Threshold(2, of="flow").accept(record, []) == above(record.scores["flow"], 2)
+    assert (MaskIoU() > 0.5).accept(record, []) == above(record.scores["mask_iou"], 0.5)
+    assert (OpticalFlow() > 2).accept(record, []) == above(record.scores["optical_flow"], 2)
+    assert (OpticalFlow() < 2).accept(record, []) == above(-record.scores["optical_flow"], -2)
     assert Visible().accept(record, []) == above(record.scores["object_score"], 0)
-    assert Quality(0.7).accept(record, []) == (record.scores["predicted_iou"] > 0.7)
+    assert (PredictedIoU() > 0.7).accept(record, []) == (record.scores["predicted_iou"] > 0.7)
     assert EveryNth(7).accept(record, []) == (record.offset in range(0, 100, 7))
-    assert Grid(7).accept(record, []) == (record.frame_idx in range(0, 100, 7))
     assert Frames([50, 3, 3]).accept(record, []) == (record.frame_idx in {3, 50})  # type: ignore[arg-type]
     assert MinGap(12).accept(record, []) == (record.gap in range(12, 100))
     assert MinGap(12, prompts=False).accept(record, []) == (record.since == math.inf or record.since in range(12, 100))
@@ -81,18 +82,18 @@ def test_the_effective_score(record: FrameRecord) -> None:
 
 def test_effective_scores_by_hand() -> None:
     """2 sigmoid(ln 3) - 1 = 2 * 3/4 - 1 = 1/2, so with a predicted IoU of 0.8 the effective score is 0.4."""
-    record = FrameRecord(1, 0.0, {"object_score": math.log(3), "predicted_iou": 0.8})
+    record = FrameRecord(1, {"object_score": math.log(3), "predicted_iou": 0.8})
     assert EffectiveScore(0.39).accept(record, [])
     assert not EffectiveScore(0.41).accept(record, [])
-    hidden = FrameRecord(1, 0.0, {"object_score": -1000.0, "predicted_iou": 1.0})
+    hidden = FrameRecord(1, {"object_score": -1000.0, "predicted_iou": 1.0})
     assert not EffectiveScore(0.0).accept(hidden, [])
 
 
 def test_a_static_scene_still_has_keyframes() -> None:
     """Nothing changes for 200 frames: `MaxGap` alone makes keyframes, exactly 60 frames apart."""
-    rule, past, kept, last = Adaptive() | MaxGap(60), [], [], 0
+    rule, past, kept, last = sk.Adaptive() | MaxGap(60), [], [], 0
     for frame_idx in range(1, 201):
-        record = FrameRecord(frame_idx, 0.01, gap=frame_idx - last)
+        record = scored(frame_idx, 0.01, gap=frame_idx - last)
         if rule.accept(record, past):
             kept.append(frame_idx)
             last = frame_idx
@@ -100,28 +101,64 @@ def test_a_static_scene_still_has_keyframes() -> None:
     assert kept == [60, 120, 180]
 
 
-def test_a_number_is_a_threshold() -> None:
-    assert as_filter(0.25) == Threshold(0.25)
-    assert as_filter(math.inf) == Never()
-    assert as_filter(Visible()) == Visible()
+@pytest.mark.parametrize("bound", ["x", None, True, math.nan, math.inf])
+def test_a_bound_is_a_number(bound: Any) -> None:
+    with pytest.raises(ValueError, match=r"MaskIoU\(\) > .*finite number"):
+        MaskIoU().__gt__(bound)
 
 
-@pytest.mark.parametrize("above", ["x", None, True, math.nan])
-def test_a_bound_is_a_number(above: Any) -> None:
-    with pytest.raises(ValueError, match=r"Threshold\(above="):
-        Threshold(above)
+@dataclass(frozen=True)
+class Reading:
+    """A rule of one's own; `answer` is what it says, or the name of a score that it reads."""
+
+    answer: Any
+
+    def accept(self, record: FrameRecord, past: Any) -> Any:
+        return record.scores[self.answer] > 0 if isinstance(self.answer, str) else self.answer
 
 
-def test_a_score_that_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match="score 'ssim', which frame 4 does not have; it has area"):
-        Threshold(0.1, of="ssim").accept(FrameRecord(4, 0.0, {"area": 0.1}), [])
+def test_what_an_own_rule_says_wrongly_is_named() -> None:
+    record = scored(4, 0.5)
+    assert ask(Reading(np.True_), record, []) is True
+    for rule in (Reading(None), Visible() & Reading(None), Not(Reading(1.0)), Reading(None) | Visible()):
+        with pytest.raises(TypeError, match=r"Reading.accept\(\) returned (None|1.0): it must return True or False"):
+            ask(rule, scored(4, 0.5, {"object_score": 1.0}), [])
+    with pytest.raises(ValueError, match=r"Reading\(answer='brightness'\) reads the score 'brightness', which nothing"):
+        ask(Visible() | Reading("brightness"), scored(4, 0.5, {"object_score": -1.0}), [])
+
+
+@pytest.mark.parametrize(
+    ("slip", "says"),
+    {
+        "no parentheses": (lambda: sk.Visible() & sk.MaskIoU() > 0.5, r"score, not a rule.*Visible\(\) & \(MaskIoU"),
+        "none on the left": (lambda: sk.MaskIoU() > 0.5 & sk.Visible(), r"0.5 is no rule.*parentheses"),
+        "chained": (lambda: 0.2 < sk.SSIM() < 0.5, r"neither true nor false.*\(S > 0.2\) & \(S < 0.5\)"),
+        "and": (lambda: sk.Visible() and sk.MaxGap(3), "combine rules with & and |"),
+        "a class compared": (lambda: sk.MaskIoU > 0.5, r"MaskIoU is a class: write MaskIoU\(\) > 0.5"),
+        "a class combined": (lambda: sk.Visible() & sk.MaxGap, "MaxGap is a class"),
+        "a class on the left": (lambda: sk.Visible | sk.MaxGap(3), "Visible is a class"),
+        "a scorer as a rule": (lambda: sk.Keyframes(2, sk.MaskIoU()), r"Keyframes: MaskIoU\(\) is a score"),
+        "a class as a rule": (lambda: sk.Keyframes(2, sk.Visible), "Visible is a class"),
+        "a number as a rule": (lambda: sk.Others(2, 0.5), "Others: 0.5 is no rule"),
+        "a score inverted": (lambda: ~sk.MaskIoU(), "score, not a rule"),
+        "at least": (lambda: sk.MaskIoU() >= 0.5, r"write MaskIoU\(\) > 0.5"),
+        "a shelf's class": (lambda: sk.KeyframeMemory(sk.Recent), r"write Recent\("),
+        "a rule as a shelf": (lambda: sk.KeyframeMemory(sk.Visible()), "give shelves"),
+        "a scorer's class": (lambda: sk.Adaptive(sk.MaskIoU), r"write MaskIoU\(\)"),
+        "measured by a class": (lambda: sk.KeyframeMemory(measure=(sk.SSIM,)), r"write SSIM\(\)"),
+        "one scorer": (lambda: sk.KeyframeMemory(measure=sk.SSIM()), "tuple of scorers"),
+    }.values(),
+)  # fmt: skip
+def test_slips_get_a_sentence(slip: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        slip()
 
 
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
-        *[(Quality, 1.5), (Quality, math.nan), (EffectiveScore, -0.1), (EveryNth, 0), (EveryNth, 2.5)],
-        *[(MinGap, True), (MaxGap, 0), (Grid, -1), (Frames, (2, -1)), (Frames, (2.5,))],
+        *[(EffectiveScore, math.nan), (EffectiveScore, -0.1), (EveryNth, 0), (EveryNth, 2.5)],
+        *[(MinGap, True), (MaxGap, 0), (Frames, (2, -1)), (Frames, (2.5,))],
     ],
 )
 def test_bad_numbers(kind: type, value: object) -> None:
@@ -129,22 +166,27 @@ def test_bad_numbers(kind: type, value: object) -> None:
         kind(value)
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_every_filter_has_a_default_and_reads_what_it_says(name: str) -> None:
-    """Each is made without arguments but `Threshold`, and is content with records of the scores that it reads."""
-    rule = FILTERS[name](0.5) if name == "Threshold" else FILTERS[name]()
+@pytest.mark.parametrize("name", [name for name in RULES if name != "Threshold"])
+def test_every_rule_is_content_with_what_it_reads(name: str) -> None:
+    rule = RULES[name](5) if name in ("EveryNth", "MinGap", "MaxGap") else RULES[name]()
     assert isinstance(rule, KeyframeFilter)
-    past = [FrameRecord(i, i / 10, dict.fromkeys(rule.reads, i / 10), gap=i, since=i) for i in range(20)]
+    read = ("object_score", "predicted_iou", "area", *(scorer.name for scorer in scorers_of(rule)))
+    past = [FrameRecord(i, dict.fromkeys(read, i / 10), gap=i, since=i) for i in range(20)]
     assert rule.accept(past[-1], past[:-1]) in (True, False)
     assert rule.accept(past[0], []) in (True, False)
-    assert eval(repr(rule), vars(filters_module)) == rule
+    assert looks(rule) or rule.accept(FrameRecord(3), []) in (True, False)
+    assert eval(repr(rule), vars(sk)) == rule
 
 
 @pytest.mark.parametrize(
     "rule",
-    [Visible() & ~Quality(0.3) | EveryNth(2), Threshold(0.1, of="flow"), MinGap(3, False), Frames((9, 2)), And(
-        Grid(2), MaxGap(4)
-    )],
+    [
+        Visible() & ~(PredictedIoU() > 0.3) | EveryNth(2), OpticalFlow() < 0.1, MinGap(3, False), Frames((9, 2)),
+        And(EveryNth(2), MaxGap(4)), Visible() & (EveryNth(3) & MaxGap(2)), (Visible() | MaxGap(2)) & ~Visible(1.0),
+        ~(Visible() & (MaskIoU("previous") > -1)), sk.Adaptive(OpticalFlow(), k=1.0),
+        Visible() | (Visible() | MaxGap(9)),
+    ],
+    ids=repr,
 )  # fmt: skip
 def test_repr_rebuilds(rule: object) -> None:
-    assert eval(repr(rule), vars(filters_module)) == rule
+    assert eval(repr(rule), vars(sk)) == rule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -112,7 +111,7 @@ def test_window_is_lossless_in_one_sweep(session: str, flags: str, clip_folder: 
 def test_default_without_keyframes_is_stock(
     session: str, predictor: Any, clip_folder: Any, clip: Any, unwrapped: Any
 ) -> None:
-    sk.wrap(predictor, sk.KeyframeMemory(recent=1, capacity=5, keep=math.inf))
+    sk.wrap(predictor, sk.KeyframeMemory(sk.Recent(1), sk.Keyframes(5, ~sk.Always())))
     assert_equal(run(predictor, session, clip_folder, clip), unwrapped(session), tensors=False)
 
 

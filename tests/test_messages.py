@@ -90,11 +90,11 @@ def test_a_picture_is_no_weights(folder: Path, out: Path, tmp_path: Path, capsys
     assert brief("one two three four", 14) == "one two ..."
 
 
-def test_fifo_speaks_of_its_capacity(folder: Path, out: Path, capsys: Any) -> None:
-    code = track(folder, out, *BOX, "--method", "fifo", "--set", "capacity=7")
-    refused(capsys, code, "newest 7 frames", "fifo calls capacity", "at most 6")
-    with pytest.raises(ValueError, match=r"^fifo\(capacity=-1\): "):
-        sk.make_method("fifo", capacity=-1)
+def test_fifo_speaks_of_its_frames(folder: Path, out: Path, capsys: Any) -> None:
+    code = track(folder, out, *BOX, "--method", "fifo", "--set", "recent=7")
+    refused(capsys, code, "Recent(7): the newest 7 frames", "at most 6")
+    with pytest.raises(ValueError, match=r"^fifo\(recent=-1\): "):
+        sk.make_method("fifo", recent=-1)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -120,9 +120,8 @@ MISSPELT = {
     "method": (lambda: sk.make_method("keyfarme"), "keyframe"),
     "method by case": (lambda: sk.make_method("SAMURAI"), "samurai"),
     "argument": (lambda: sk.make_method("sam2long", tetha=0.1), "theta"),
-    "field": (lambda: sk.make_method("keyframe", capasity=3), "capacity"),
-    "choice": (lambda: sk.KeyframeMemory(temporal="ancor"), "anchor"),
-    "score": (lambda: sk.KeyframeMemory(gate=sk.Threshold(0.5, of="predicted_iuo")), "predicted_iou"),
+    "field": (lambda: sk.make_method("keyframe", keyfames=3), "keyframes"),
+    "choice": (lambda: sk.Keyframes(3, code="ancor"), "anchor"),
     "scorer": (lambda: options.parse_value("MaskIOU()"), "MaskIoU"),
     "scorer's choice": (lambda: options.parse_value("MaskIoU(refrence='previous')"), "reference"),
     "rule": (lambda: options.parse_value("MinGab(3)"), "MinGap"),

@@ -2,71 +2,72 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_predictor, write_frames
+from memories import GOOD, LOOSE, memory
 from sessions import run
 
 import sam2_keyframe as sk
 from sam2_keyframe.bank.bank import KEY
-from sam2_keyframe.rules.filters import as_filter
 from sam2_keyframe.synthetic import make_clip
-from sam2_keyframe.types import KeyframeFilter
 
-LOOSE = sk.KeyframeMemory(keep=0.05)
+ALL = sk.Always()
+OTHERS = sk.Others(2, GOOD, codec=sk.Downsample(2))
 SETTINGS: dict[str, sk.KeyframeMemory] = {
     **{name: sk.make_method(name) for name in sk.METHODS if name not in ("genetic", "compact")},
     "compact": sk.make_method("compact", attend=sk.Foveated(0.2, 2)),  # the model's grid is of 4 x 4
     "genetic": sk.make_method("genetic", frames=(3, 9, 21, 30)),
     "samurai by motion": sk.make_method("samurai", kalman=True),
     "stride 3": sk.make_method("stride", r=3),
-    "kept all": sk.KeyframeMemory(keep=sk.Always(), gate=sk.Always()),
-    "kept none": sk.KeyframeMemory(keep=sk.Never()),
-    "small": sk.KeyframeMemory(capacity=2, fill=False, keep=0.05),
-    "significant": sk.KeyframeMemory(keep=0.05, evict=sk.LeastSignificant(), recent=2, capacity=4),
-    "anchors": sk.KeyframeMemory(keep=0.05, temporal="anchor", capacity=8),
-    "as prompts": sk.KeyframeMemory(keep=0.05, temporal="prompt", capacity=3),
-    "true slots": sk.KeyframeMemory(keep=0.05, temporal="slot"),
-    "few pointers": sk.KeyframeMemory(keep=0.05, pointers="selected"),
-    "ranked pointers": sk.KeyframeMemory(keep=0.05, pointers="ranked"),
-    "moving pointers": sk.KeyframeMemory(
-        pointers=sk.Threshold(0.02, of="feature_shift"), measure=(sk.FeatureShift(reference="previous"),)
-    ),
-    "no masks": sk.KeyframeMemory(keep_masks=False, keep=sk.MinGap(3) & sk.EveryNth(2) | ~sk.Visible()),
-    "everything stays": sk.KeyframeMemory(keep=0.05, retain="all"),
-    "no newest": sk.KeyframeMemory(recent=0, capacity=3, fill=False, keep=sk.EveryNth(4)),
-    "one prompt": dataclasses.replace(LOOSE, conditioning=1),
-    "minor": sk.KeyframeMemory(capacity=3, minor=2, compressor=sk.Int8()),
-    "merged": dataclasses.replace(LOOSE, capacity=2, consolidate=1),
-    "retrieved": dataclasses.replace(LOOSE, capacity=9, select=sk.Relevant()),
-    "retrieved anchors": dataclasses.replace(
-        LOOSE, capacity=9, select=sk.Relevant(), temporal="anchor", compressor=sk.Downsample(2)
-    ),
-    "reconstructed": dataclasses.replace(LOOSE, capacity=9, select=sk.Reconstruct()),
-    "packed": dataclasses.replace(LOOSE, compressor=sk.Chain(sk.PCA(0.25, basis="running"), sk.Int8())),
-    "offloaded": dataclasses.replace(LOOSE, compressor=sk.Offload()),
-    "pooled": dataclasses.replace(LOOSE, attend=sk.Pool(2), minor=1, capacity=4),
-    "foveated": dataclasses.replace(LOOSE, attend=sk.Foveated(size=2, conditioning=True), temporal="anchor"),
+    "kept all": memory(ALL),
+    "kept none": memory(~ALL),
+    "small": memory(n=2, fill=False),
+    "significant": memory(evict=sk.LeastSignificant(), recent=2, n=4),
+    "anchors": memory(code="anchor", n=8),
+    "as prompts": memory(code="prompt", n=3),
+    "true slots": memory(codes="slot"),
+    "slots and anchors": memory(codes="slot", code="anchor", n=3),
+    "few pointers": memory(pointers="selected"),
+    "ranked pointers": memory(pointers=sk.Ranked(GOOD)),
+    "moving pointers": memory(pointers=sk.FeatureShift(reference="previous") > 0.02),
+    "no masks": memory(GOOD & (sk.MinGap(3) & sk.EveryNth(2) | ~sk.Visible()), keep_masks=False),
+    "everything stays": memory(store="all"),
+    "no newest": memory(GOOD & sk.EveryNth(4), n=3, recent=0, fill=False),
+    "no shelves": sk.KeyframeMemory(),
+    "one prompt": memory(prompts=sk.Prompts(1)),
+    "nearest prompts": memory(prompts=sk.Prompts(2, keep_first=False)),
+    "others": memory(n=3, codec=sk.Int8(), others=OTHERS),
+    "others first": sk.KeyframeMemory(sk.Recent(1), sk.Others(2, sk.EveryNth(3)), sk.Keyframes(3, LOOSE)),
+    "merged": sk.KeyframeMemory(sk.Recent(1), sk.Keyframes(2, LOOSE), sk.LongTerm(1, of=3)),
+    "retrieved": memory(n=9, read=sk.Relevant()),
+    "retrieved anchors": memory(n=9, read=sk.Relevant(), code="anchor", codec=sk.Downsample(2)),
+    "reconstructed": memory(n=9, read=sk.Reconstruct()),
+    "packed": memory(codec=sk.Chain(sk.PCA(0.25, basis="running"), sk.Int8())),
+    "offloaded": memory(codec=sk.Offload()),
+    "pooled": memory(n=4, attend=sk.Pool(2), others=sk.Others(1, GOOD)),
+    "foveated": memory(attend=sk.Foveated(size=2, conditioning=True), code="anchor"),
+    "shown on a grid": sk.KeyframeMemory(sk.Recent(4, sk.Area() > 0, every=3), sk.Keyframes(2, LOOSE)),
 }
+BOTH = sk.Combine((sk.MaskIoU(), sk.Histogram(), sk.OpticalFlow()))
 RULES: dict[str, sk.KeyframeMemory] = {
     **{
-        f"{name} keeps": sk.KeyframeMemory(
-            keep=rule, scorer=sk.Combine((sk.MaskIoU(), sk.Histogram(), sk.OpticalFlow())), gate=sk.Always()
-        )
+        f"{name} keeps": memory(rule)
         for name, rule in {
-            "Adaptive": sk.Adaptive(k=0.5, warmup=3), "Quantile": sk.Quantile(0.8, warmup=3),
-            "MotionScaled": sk.MotionScaled(0.2), "Hysteresis": sk.Hysteresis(0.3, 0.1), "MaxGap": sk.MaxGap(7),
-            "SceneBoundary": sk.SceneBoundary(0.05), "StableArea": sk.StableArea(), "Grid": sk.Grid(3),
-            "EffectiveScore": sk.EffectiveScore(), "Frames": sk.Frames((2, 5, 8)), "Quality": sk.Quality(0.3),
+            "Combine": BOTH > 0.3, "Adaptive": sk.Adaptive(BOTH, k=0.5, warmup=3), "MaxGap": sk.MaxGap(7),
+            "Quantile": sk.Quantile(BOTH, 0.8, warmup=3),
+            "MotionScaled": sk.MotionScaled(BOTH, 0.2, by=sk.OpticalFlow()), "EffectiveScore": sk.EffectiveScore(),
+            "SceneBoundary": sk.SceneBoundary(sk.Histogram(), 0.05), "StableArea": sk.StableArea(),
+            "Frames": sk.Frames((2, 5, 8)), "Surprise": sk.Surprise() > 1.0,
         }.items()
     },
-    **{
-        f"{name} leaves": sk.KeyframeMemory(keep=sk.Always(), gate=sk.Always(), evict=rule(), capacity=3)
-        for name, rule in sk.EVICTION.items()
-    },
+    **{f"{name} leaves": memory(ALL, n=3, evict=rule()) for name, rule in sk.BLOCKS["eviction"].items()},
 }  # fmt: skip
 SETTINGS |= RULES
 
@@ -101,9 +102,8 @@ def _track(model: Any, video: Any, method: sk.KeyframeMemory, check: Any, revers
 
 def _bound(method: sk.KeyframeMemory) -> int:
     """Return how many tracked frames a method may hold and attend to."""
-    kept = method.recent + method.capacity + method.minor
-    window = 8 if isinstance(method.fill, KeyframeFilter) else 6 if method.fill else 0
-    return max(window, kept) if isinstance(method.fill, bool) else window + kept
+    kept = method.newest + method.keyframes.n + method.others.n
+    return 8 + kept if method.recent.when is not None else max(6 if method.fill else 0, kept)
 
 
 @pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -118,12 +118,12 @@ def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
             assert all(entry["maskmem_features"].numel() for entry in prompts.values())
             held = [t for t, e in output_dict["non_cond_frame_outputs"].items() if e["maskmem_features"].numel()]
             held += output_dict[KEY].store.payloads
-            if method.retain == "bank":
+            if method.store == "bank":
                 assert len(held) <= _bound(method) + 1  # + 1: the newest, undecided
             selection = output_dict[KEY].selection
-            assert len(selection.buffer) <= method.capacity
-            assert len(selection.minor) <= method.minor
-            assert len(output_dict[KEY].long_term) <= method.consolidate
+            assert len(selection.buffer) <= method.keyframes.n
+            assert len(selection.others) <= method.others.n
+            assert len(output_dict[KEY].long_term) <= method.long_term.n
 
     masks, stats = _track(model, absent, method, check, reverse)
     assert masks.isfinite().all()
@@ -136,12 +136,12 @@ def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
             tracked = [t for t in row.attended if obj_id == 1 or t not in prompts]
             past = [(t - row.frame_idx) * (1 if reverse else -1) for t in tracked]
             own = sum(distance > 0 for distance in past)
-            assert own <= (6 if method.select.chooses else _bound(method)) + 1  # + 1: its prompt, for object 1
+            assert own <= (6 if method.keyframes.read.chooses else _bound(method)) + 1  # + 1: its prompt, for object 1
             newest = row.frame_idx + 1 if reverse else row.frame_idx - 1
-            if method.recent and isinstance(method.fill, bool) and row.frame_idx not in (38, 1, 19, 21):
+            if method.recent.n and method.recent.when is None and row.frame_idx not in (38, 1, 19, 21):
                 assert newest in row.attended
             first = 39 if reverse else 0
-            assert first in row.attended or method.conditioning == 1
+            assert first in row.attended or method.prompts.most == 1 or not method.prompts.keep_first
         assert stats[obj_id].keyframes == sum(bool(row.keyframe) for row in rows)
     again, repeated = _track(model, absent, method, lambda state: None, reverse)
     assert torch.equal(masks, again)
@@ -155,7 +155,9 @@ def test_objects_are_independent(model: Any, absent: Any) -> None:
     folder, clip = absent
     found: dict[tuple[int, ...], dict[int, Any]] = {}
     for objects in ((1,), (2,), (1, 2)):
-        with sk.wrap(model, "keyframe", keep=0.05, measure=(sk.Histogram(region="object"), sk.FeatureShift("memory"))):
+        with sk.wrap(
+            model, "keyframe", change=0.05, measure=(sk.Histogram(region="object"), sk.FeatureShift("memory"))
+        ):
             state = model.init_state(str(folder))
             for obj_id in objects:
                 model.add_new_mask(state, 0, obj_id, torch.from_numpy(clip.masks[0] == obj_id))
@@ -183,28 +185,43 @@ def test_a_second_pass_equals_the_first(name: str, model: Any, absent: Any) -> N
 def test_repr_rebuilds(name: str) -> None:
     method = SETTINGS[name]
     assert eval(repr(method), vars(sk)) == method
-    assert dataclasses.replace(method) == method
+    assert method.with_choices() == method
+    assert pickle.loads(pickle.dumps(method)) == method
 
 
 def test_methods_are_factories() -> None:
-    assert sk.make_method("fifo", capacity=4).recent == 4
-    every_third = sk.make_method("every_nth", n=3, capacity=2)
-    assert every_third == dataclasses.replace(sk.make_method("every_nth"), capacity=2, keep=sk.EveryNth(3))
-    assert sk.make_method("keyframe", keep=0.7).keep == as_filter(0.7)
+    assert sk.make_method("fifo", recent=4).recent.n == 4
+    every_third = sk.make_method("every_nth", n=3, keyframes=2)
+    assert every_third == sk.KeyframeMemory(sk.Recent(1), sk.Keyframes(2, sk.EveryNth(3)), fill=False)
+    assert sk.make_method("keyframe", change=0.7).keyframes.when == sk.Visible() & (sk.MaskIoU() > 0.7)
+    assert sk.make_method("keyframe", change=sk.SSIM() > 0.2).keyframes.when == sk.Visible() & (sk.SSIM() > 0.2)
+    assert sk.make_method("keyframe", codec=sk.Int8()).others == sk.Others(3, sk.Visible(), codec=sk.Int8())
+    assert sk.make_method("keyframe", fill=False, codes="slot").with_choices(fill=True, codes="rank") == (
+        sk.make_method("keyframe")
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
-        sk.make_method("keyframe").recent = 2  # type: ignore[misc]
+        sk.make_method("keyframe").fill = False  # type: ignore[misc]
 
 
-def test_the_gate_stays_when_keep_is_swept(clip_folder: Any, clip: Any) -> None:
-    """No frame that the gate rejects becomes a keyframe, at any threshold."""
+def test_each_method_is_written_in_eight_lines() -> None:
+    for name, method in sk.METHODS.items():
+        code = ast.parse(inspect.getsource(method)).body[0]
+        assert isinstance(code, ast.FunctionDef)
+        lines = [line for part in code.body[1:] for line in range(part.lineno, (part.end_lineno or 0) + 1)]
+        assert len(lines) <= 8, name
+
+
+def test_the_gate_stays_when_the_threshold_is_swept(clip_folder: Any, clip: Any) -> None:
+    """No frame that the first rule rejects becomes a keyframe, at any threshold."""
     model = make_predictor()
-    for keep in (0.0, 0.1, 0.5):
-        with sk.wrap(model, "keyframe", keep=keep, gate=sk.Quality(0.551)):
+    for change in (0.0, 0.1, 0.5):
+        with sk.wrap(model, memory((sk.PredictedIoU() > 0.551) & (sk.MaskIoU() > change), n=2)):
             state = run(model, "forward", clip_folder, clip)[2][0]
         rows = sk.memory_stats(state)[1].rows
         gated = [row.scores["predicted_iou"] > 0.551 for row in rows]
         assert any(gated)
         assert not all(gated)
+        assert all(row.significance == row.scores["mask_iou"] for row in rows)
         assert [bool(row.keyframe) for row in rows] == [
-            ok and row.significance > keep for ok, row in zip(gated, rows, strict=True)
+            ok and row.significance > change for ok, row in zip(gated, rows, strict=True)
         ]

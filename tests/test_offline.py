@@ -139,7 +139,7 @@ def test_as_many_frames_as_asked_for(frames: int, count: int, search: str) -> No
     assert len(set(chosen)) == min(count, frames)
     assert list(chosen) == sorted(chosen)
     keep = Frames(chosen)
-    assert [idx for idx in range(frames) if keep.accept(FrameRecord(idx, 0.0), [])] == list(chosen)
+    assert [idx for idx in range(frames) if keep.accept(FrameRecord(idx), [])] == list(chosen)
 
 
 @pytest.mark.parametrize(

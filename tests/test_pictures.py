@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memories import memory
 
-from sam2_keyframe import Always, EveryNth, KeyframeMemory, MaskIoU, MemoryStats, Threshold, memory_stats, wrap
+import sam2_keyframe as sk
+from sam2_keyframe import EveryNth, MaskIoU, MemoryStats, make_method, memory_stats, wrap
 from sam2_keyframe.app import pictures
 from sam2_keyframe.app.output import palette, write_mask
 from sam2_keyframe.replay import replay
@@ -21,7 +23,10 @@ from sam2_keyframe.replay import replay
 def stats(predictor_factory: Any, clip: Any, clip_folder: Path) -> dict[int, MemoryStats]:
     predictor = predictor_factory()
     state = predictor.init_state(str(clip_folder))
-    with torch.inference_mode(), wrap(predictor, KeyframeMemory(gate=Always(), scorer=MaskIoU(), keep=EveryNth(4))):
+    with (
+        torch.inference_mode(),
+        wrap(predictor, memory((MaskIoU() > -1) & EveryNth(4))),
+    ):
         for obj_id in (1, 2):
             predictor.add_new_mask(state, 0, obj_id, clip.masks[0] == obj_id)
         for _ in predictor.propagate_in_video(state):
@@ -69,7 +74,7 @@ def test_label_map_gives_overlaps_to_the_higher_logit() -> None:
 
 
 def test_timeline_draws_one_object_and_several(stats: dict[int, MemoryStats]) -> None:
-    both = np.asarray(pictures.timeline(stats, keep=Threshold(0.05), title="two"))
+    both = np.asarray(pictures.timeline(stats, method=make_method("keyframe", change=0.05), title="two"))
     one = np.asarray(pictures.timeline(stats[1]))
     assert both.shape == one.shape
     assert (both != one).any()
@@ -229,10 +234,10 @@ def test_masks_are_written_in_the_davis_palette(tmp_path: Path) -> None:
 
 
 def test_a_keyframe_held_is_one_thing_everywhere(predictor_factory: Any, clip: Any, clip_folder: Path) -> None:
-    """Handle, statistics and filmstrip: at most `capacity`, those of the rolling buffer as the frame was read for."""
+    """Handle, statistics and filmstrip: those of the rolling buffer as the frame was read for."""
     predictor, seen = predictor_factory(), []
     state = predictor.init_state(str(clip_folder))
-    method = KeyframeMemory(gate=Always(), keep=EveryNth(2), capacity=2, minor=3)
+    method = memory(EveryNth(2), n=2, others=sk.Others(3))
     with torch.inference_mode(), wrap(predictor, method) as handle:
         predictor.add_new_mask(state, 0, 1, clip.masks[0] == 1)
         for t, *_ in predictor.propagate_in_video(state):
@@ -250,6 +255,9 @@ def test_a_keyframe_held_is_one_thing_everywhere(predictor_factory: Any, clip: A
         patch.setattr(pictures, "_thumbnail", lambda *a: blue.append(a[3] == pictures.KEYFRAME) or real(*a))
         pictures.filmstrip(stats, clip.frames.__getitem__, moments=[20])
     assert sum(blue) == 2
+
+
+BOUND = make_method("keyframe")
 
 
 def many(count: int, hidden: range = range(0)) -> dict[int, MemoryStats]:
@@ -270,7 +278,7 @@ def test_timelines_of_many_objects_name_twelve_and_count_the_rest(count: int, mo
     figures: list[Any] = []
     real = pictures.picture
     monkeypatch.setattr(pictures, "picture", lambda figure: figures.append(figure) or real(figure))
-    image = pictures.timeline(many(count, range(5, 9)), keep=Threshold(0.5), title="a title of many words " * 9)
+    image = pictures.timeline(many(count, range(5, 9)), method=BOUND, title="a title of many words " * 9)
     (figure,) = figures
     legend = (figure.legends or [figure.axes[0].get_legend()])[0]
     texts = [text.get_text() for text in legend.get_texts()]
@@ -290,8 +298,8 @@ def test_absences_are_drawn_by_object(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     real = pictures.picture
     monkeypatch.setattr(pictures, "picture", lambda figure: figures.append(figure) or real(figure))
-    pictures.timeline(many(3, range(5, 9)), keep=Threshold(0.5))
-    pictures.timeline(many(3), keep=Threshold(0.5))
+    pictures.timeline(many(3, range(5, 9)), method=BOUND)
+    pictures.timeline(many(3), method=BOUND)
     with_one = figures[0]
     assert [len(each.axes) for each in figures] == [4, 3]
     absent = with_one.axes[1]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_predictor
+from memories import memory
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention.maths import Foveated, Pool, SalientTokens
@@ -32,34 +33,30 @@ from sam2_keyframe.scorers import (
 
 FRAMES = 24
 METHODS: dict[str, Any] = {
-    "keyframe": sk.make_method("keyframe", keep=0.2),
+    "keyframe": sk.make_method("keyframe", change=0.2),
     "adaptive": sk.make_method("adaptive"),
     "stock": sk.make_method("stock"),
     "window": sk.make_method("window"),
-    "flow": sk.KeyframeMemory(scorer=Combine((MaskIoU(), OpticalFlow())), keep=0.3, gate=sk.Always()),
-    "features": sk.KeyframeMemory(
-        scorer=Novelty("memory"),
-        keep=0.001,
-        gate=sk.Always(),
+    "flow": memory(Combine((MaskIoU(), OpticalFlow())) > 0.3),
+    "features": memory(
+        Novelty("memory") > 0.001,
+        n=3,
         evict=MostRedundant(),
-        compressor=PCA(4),
-        capacity=3,
+        codec=PCA(4),
         measure=(FeatureShift(), FeatureShift("image", name="image_shift"), Distractor(), Stability()),
     ),
     "ranked": sk.KeyframeMemory(
-        keep=0.1,
-        gate=sk.Always(),
-        pointers="ranked",
-        temporal="prompt",
-        capacity=9,
-        minor=2,
+        sk.Recent(1),
+        sk.Keyframes(9, MaskIoU() > 0.1, code="prompt"),
+        sk.Others(2, codec=sk.Downsample(2)),
+        sk.LongTerm(2),
+        pointers=sk.Ranked(sk.Always()),
         attend=Pool(2),
-        conditioning=1,
-        consolidate=2,
+        prompts=sk.Prompts(1),
     ),
-    "queries": sk.make_method("keyframe", keep=0.2, queries=sk.NearObject(2)),
+    "queries": sk.make_method("keyframe", change=0.2, queries=sk.NearObject(2)),
     "dam4sam": sk.make_method("dam4sam"),
-    "ssim": sk.KeyframeMemory(scorer=SSIM(region="object"), keep=0.05, gate=sk.Always(), evict=LeastSignificant()),
+    "ssim": memory(SSIM(region="object") > 0.05, evict=LeastSignificant(SSIM(region="object"))),
 }
 
 
@@ -146,7 +143,7 @@ def test_a_replay_repeats_the_live_run(predictor: Any, clip: Any, name: str, ses
 @pytest.mark.parametrize("scheme", [Pool(4, conditioning=True), Foveated(0.2, 4, conditioning=True), SalientTokens()])
 @pytest.mark.parametrize("session", ["later_prompt", "both_ways", "corrected"])
 def test_so_it_counts_the_tokens_that_each_scheme_reads(predictor: Any, clip: Any, scheme: Any, session: str) -> None:
-    method = sk.KeyframeMemory(attend=scheme, keep=0.1, gate=sk.Always(), capacity=3, compressor=PCA(4))
+    method = memory(MaskIoU() > 0.1, n=3, codec=PCA(4), attend=scheme)
     stats, recording = live(predictor, clip, method, session)
     assert_same(replay(clip.frames, recording, method), stats)
 
@@ -162,7 +159,7 @@ def test_so_it_does_in_any_session(predictor: Any, clip: Any, name: str, session
 def test_five_thresholds_each_with_its_own_live_run(predictor: Any, clip: Any, scorer: Any) -> None:
     counts = []
     for keep in (0.0, 0.003, 0.01, 0.1, 0.3):
-        method = sk.KeyframeMemory(scorer=scorer, keep=keep, gate=sk.Always())
+        method = memory(scorer > keep)
         stats, recording = live(predictor, clip, method, "two_objects")
         result = replay(clip.frames, recording, method)
         assert_same(result, stats)
@@ -174,7 +171,7 @@ def test_five_thresholds_each_with_its_own_live_run(predictor: Any, clip: Any, s
 def test_pixels_are_those_that_sam2_was_given(clip_folder: Path, clip: Any) -> None:
     """Through SAM 2's own loader and above the scoring resolution, where pixels are averaged."""
     predictor = make_predictor(image_size=320)
-    method = sk.KeyframeMemory(scorer=SSIM(), keep=0.02, gate=sk.Always(), measure=(sk.FrameDifference(colour=True),))
+    method = memory(SSIM() > 0.02, measure=(sk.FrameDifference(colour=True),))
     state = predictor.init_state(str(clip_folder))
     with sk.wrap(predictor, method), record(predictor, state) as recording:
         predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
@@ -198,14 +195,14 @@ def test_other_choices_on_the_same_recording(predictor: Any, clip: Any) -> None:
     _, recording = live(predictor, clip, "stock", "two_objects")
     scores = [row.scores["mask_iou"] for row in replay(clip.frames, recording, "adaptive").stats[1].rows]
     assert all(0 <= score <= 1 for score in scores)
-    few, many = (replay(None, recording, keep=keep, gate=sk.Always()).keyframes[1] for keep in (0.3, 0.05))
+    few, many = (replay(None, recording, memory(MaskIoU() > keep)).keyframes[1] for keep in (0.3, 0.05))
     assert 0 < len(few) < len(many)
     for record_, mask in zip(recording.steps, [1, 2] * FRAMES, strict=False):
         assert record_.obj_id == mask
 
 
 def test_what_was_saved_plays_as_what_was_recorded(predictor: Any, clip: Any, tmp_path: Path) -> None:
-    method = sk.KeyframeMemory(scorer=FeatureShift("image"), keep=0.01, gate=sk.Always(), measure=(Stability(),))
+    method = memory(FeatureShift("image") > 0.01, measure=(Stability(),))
     stats, recording = live(predictor, clip, method, "later_prompt")
     recording.save(tmp_path / "run.npz")
     assert_same(replay(clip.frames, tmp_path / "run.npz", method), stats)
@@ -226,7 +223,7 @@ def test_a_recording_that_is_written_as_it_grows(clip: Any, tmp_path: Path, monk
     most = []
 
     def run() -> None:
-        with sk.wrap(predictor, "keyframe", keep=0.05), record(predictor, state, path) as recording:
+        with sk.wrap(predictor, "keyframe", change=0.05), record(predictor, state, path) as recording:
             for start, obj_ids in ((0, (1, 2)), (3, (2,))):
                 predictor.reset_state(state)
                 for obj_id in obj_ids:
@@ -238,7 +235,7 @@ def test_a_recording_that_is_written_as_it_grows(clip: Any, tmp_path: Path, monk
     with pytest.raises(KeyError, match="stop"):
         run()
     assert max(most) < 5
-    result = replay(clip.frames, path, "keyframe", keep=0.05)
+    result = replay(clip.frames, path, "keyframe", change=0.05)
     assert_same_rows(result.stats[2], sk.memory_stats(state)[2])
     assert result.prompts == {1: [], 2: [3]}
 

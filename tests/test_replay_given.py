@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memories import memory
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention.maths import Pool
@@ -33,14 +34,14 @@ def test_true_masks_in_every_form_say_the_same(clip: Any) -> None:
 def test_true_masks_have_unknown_quality_and_no_object_where_they_are_empty() -> None:
     masks = np.zeros((12, 40, 60), bool)
     masks[2:6, 5:20, 5:20] = masks[9:, 20:35, 30:50] = True
-    result = replay(None, masks, keep=0.2)
+    result = replay(None, masks, change=0.2)
     rows = {row.frame_idx: row for row in result.stats[1].rows}
     assert list(rows) == list(range(3, 12)), "tracked from its first frame on"
     assert result.prompts == {1: [2]}
     assert all(math.isnan(rows[t].scores["object_score"]) for t in (3, 5, 9))
     assert all(rows[t].scores["object_score"] < -10 for t in (6, 8))
     assert result.keyframes == {1: [9]}, "moved; the empty ones are new as well, and refused by the gate"
-    assert replay(None, masks, keep=0.2, prompts={1: [2, 9]}).keyframes == {1: []}
+    assert replay(None, masks, change=0.2, prompts={1: [2, 9]}).keyframes == {1: []}
 
 
 def test_occupancy_is_counted_for_the_official_models() -> None:
@@ -81,16 +82,15 @@ def test_capacity_is_never_exceeded(seed: int, capacity: int, keep: float, evict
         y, x, side = rng.integers(0, 12, 3)
         masks[t, y : y + side % 5, x : x + side % 5] = True
     masks[0, 0, 0] = True
-    method = sk.KeyframeMemory(
-        capacity=min(capacity, 5 - minor), minor=minor, keep=keep, evict=evict, gate=sk.Always(), compressor=Int8()
-    )
+    others = sk.Others(minor, codec=sk.Downsample(2))
+    method = memory(sk.MaskIoU() > keep, n=min(capacity, 5 - minor), evict=evict, codec=Int8(), others=others)
     result = replay(None, masks, method, geometry=Geometry(64, 8, 4, 16, 8))
     for row, held in zip(result.stats[1].rows, result.held[1], strict=True):
-        assert len(held) <= method.capacity + minor + method.recent
+        assert len(held) <= method.keyframes.n + minor + 1
         assert len(row.attended) <= 7
         assert 0 in row.attended, "the prompted frame is always there"
         assert all(t < row.frame_idx for t in [*row.attended, *held])
-        assert row.memory.frames <= 1 + 6 + method.capacity + minor
+        assert row.memory.frames <= 1 + 6 + method.keyframes.n + minor
 
 
 # -- what cannot be had ----------------------------------------------------------------------------------------------
@@ -99,17 +99,17 @@ def test_capacity_is_never_exceeded(seed: int, capacity: int, keep: float, evict
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"scorer": FeatureShift()}, "FeatureShift.*the object pointer.*recording.npz"),
-        ({"scorer": Combine((MaskIoU(), Novelty("memory")))}, "^Novelty.*the memory features.*recording.npz"),
+        ({"change": FeatureShift() > 0.1}, "FeatureShift.*the object pointer.*recording.npz"),
+        ({"change": Combine((MaskIoU(), Novelty("memory"))) > 0.1}, "^Novelty.*the memory features.*recording.npz"),
         ({"measure": (FeatureShift("image"),)}, "FeatureShift.*the image features"),
         ({"measure": (Stability(),)}, "Stability.*logits"),
         ({"measure": (Distractor(),)}, "Distractor.*the candidate masks"),
-        ({"evict": LeastUsed()}, "AttentionShare"),
-        ({"evict": MostRedundant()}, "DescriptorCosine.*the memory features"),
-        ({"select": Relevant()}, "Relevant.*replay select=Nearest"),
+        ({"method": memory(evict=LeastUsed())}, "AttentionShare"),
+        ({"method": memory(evict=MostRedundant())}, "DescriptorCosine.*the memory features"),
+        ({"method": memory(read=Relevant())}, "Relevant.*replay read=Nearest"),
         ({"choice": Kalman()}, "Kalman.*held fixed"),
-        ({"scorer": SSIM()}, "give the video"),
-        ({"capacity": 9}, "num_maskmem - 1"),
+        ({"change": SSIM() > 0.1}, "give the video"),
+        ({"keyframes": 9}, "num_maskmem - 1"),
         ({"prompts": {1: [4]}}, "no pixel on frame 4"),
         ({"prompts": {3: [0]}}, "no object 3"),
     ],
@@ -169,9 +169,9 @@ def test_scores_that_masks_alone_do_not_have_are_named() -> None:
     for method, unknown in (
         ("samurai", ["predicted_iou"]),
         ("sam3", ["object_score", "predicted_iou"]),
-        (sk.KeyframeMemory(gate=sk.Visible() & ~sk.Quality(0.7)), ["predicted_iou"]),
-        (sk.KeyframeMemory(gate=sk.Always(), scorer=sk.PredictedIoU()), ["predicted_iou"]),
-        (sk.KeyframeMemory(gate=sk.Visible(2.0)), ["object_score"]),
+        (memory(sk.Visible() & ~(sk.PredictedIoU() > 0.7)), ["predicted_iou"]),
+        (memory(sk.PredictedIoU() > 0), ["predicted_iou"]),
+        (memory(sk.Visible(2.0)), ["object_score"]),
         ("keyframe", []),
         ("window", []),
         ("dam4sam_ram", []),

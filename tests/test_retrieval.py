@@ -33,7 +33,7 @@ BACK = Moment(0, reverse=True, slots=6, pointers=15)
 
 
 def _records(*frames: int) -> list[FrameRecord]:
-    return [FrameRecord(idx, 0.0) for idx in frames]
+    return [FrameRecord(idx) for idx in frames]
 
 
 def _indices(chosen: Sequence[FrameRecord]) -> list[int]:
@@ -62,7 +62,7 @@ def test_every_rule_takes_from_what_is_held(name: str, frames: list[int], count:
     assert isinstance(rule, Select)
     assert eval(repr(rule), {**vars(retrieval_module), **vars(relations)}) == rule
     held = _records(*frames)
-    for newest in (None, FrameRecord(49, 0.0, similarity=dict(zip(frames[1:], cosines, strict=False)))):
+    for newest in (None, FrameRecord(49, similarity=dict(zip(frames[1:], cosines, strict=False)))):
         chosen = _indices(rule.choose(held, newest, count, NOW, 1))
         assert len(chosen) <= count
         assert len(set(chosen)) == len(chosen)
@@ -76,7 +76,7 @@ def test_every_rule_takes_from_what_is_held(name: str, frames: list[int], count:
 def test_redundant_ones_by_hand() -> None:
     """Five held, the newest and one prompt are seven memories; 45 and 41 are most like the newest."""
     held = _records(41, 42, 43, 44, 45)
-    newest = FrameRecord(49, 0.0, similarity={41: 0.8, 42: 0.1, 43: 0.7, 44: 0.3, 45: 0.9})
+    newest = FrameRecord(49, similarity={41: 0.8, 42: 0.1, 43: 0.7, 44: 0.3, 45: 0.9})
     rule = DropRedundant()
     assert _indices(rule.choose(held, newest, 5, NOW, 1)) == [44, 43, 42]
     assert _indices(rule.choose(held, newest, 5, NOW, 0)) == [45, 44, 43, 42, 41]  # six memories
@@ -88,10 +88,10 @@ def test_redundant_ones_by_hand() -> None:
 
 def test_of_equally_redundant_ones_the_farther_are_left_out() -> None:
     held = _records(41, 42, 43, 44, 45)
-    same = FrameRecord(49, 0.0, similarity=dict.fromkeys(range(41, 46), 0.5))
+    same = FrameRecord(49, similarity=dict.fromkeys(range(41, 46), 0.5))
     assert _indices(DropRedundant().choose(held, same, 5, NOW, 1)) == [45, 44, 43]
     assert _indices(DropRedundant().choose(held, same, 5, BACK, 1)) == [41, 42, 43]
-    unknown = FrameRecord(49, 0.0, similarity={41: math.nan, 44: -0.9, 45: -0.8})
+    unknown = FrameRecord(49, similarity={41: math.nan, 44: -0.9, 45: -0.8})
     assert _indices(DropRedundant().choose(held, unknown, 5, NOW, 1)) == [43, 42, 41]
 
 
@@ -102,11 +102,9 @@ def _described(columns: np.ndarray, target: np.ndarray) -> tuple[list[FrameRecor
     """Return records with the cosines of the columns (C, n), each compared with those before, and of the target."""
     unit = columns / np.linalg.norm(columns, axis=0)
     cosines = unit.T @ unit
-    held = [
-        FrameRecord(i, 0.0, similarity={j: float(cosines[i, j]) for j in range(i)}) for i in range(columns.shape[1])
-    ]
+    held = [FrameRecord(i, similarity={j: float(cosines[i, j]) for j in range(i)}) for i in range(columns.shape[1])]
     toward = unit.T @ (target / np.linalg.norm(target))
-    return held, FrameRecord(49, 0.0, similarity=dict(enumerate(toward.tolist())))
+    return held, FrameRecord(49, similarity=dict(enumerate(toward.tolist())))
 
 
 def _descend(gram: np.ndarray, toward: np.ndarray, passes: int = 4000) -> np.ndarray:
@@ -169,7 +167,7 @@ def test_where_nothing_helps_the_nearest_are_attended_to() -> None:
     assert _indices(Reconstruct().choose(held, newest, 2, NOW, 1)) == nearest
     assert _indices(Reconstruct(weight=1.0).choose(*_described(np.eye(4)[:, :3], np.ones(4)), 2, NOW, 1)) == nearest
     assert _indices(Reconstruct().choose(held, None, 2, NOW, 1)) == nearest
-    assert _indices(Reconstruct().choose(held, FrameRecord(49, 0.0), 2, NOW, 1)) == nearest
+    assert _indices(Reconstruct().choose(held, FrameRecord(49), 2, NOW, 1)) == nearest
     assert Reconstruct().choose([], newest, 2, NOW, 1) == []
 
 

@@ -50,7 +50,7 @@ each = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
 @each
 def test_registered_named_and_rebuilt_from_its_repr(scorer: Any) -> None:
     assert isinstance(scorer, Scorer)
-    assert sk.SCORERS[scorer.name] is type(scorer)
+    assert sk.BLOCKS["scorers"][type(scorer).__name__] is type(scorer)
     assert eval(repr(scorer), vars(sk)) == scorer
     assert [field.name for field in dataclasses.fields(scorer)][-1] == "name"
 

@@ -44,7 +44,7 @@ def test_combine_by_hand(how: Any, weights: Any, expected: float) -> None:
 def test_combine_of_standard_deviations_by_hand(how: Any, expected: float) -> None:
     """Means 0.1 and 0.5, deviations 0.05 and 0.1, of the six numbers in the window: 2 and 2; weights 1 and 3."""
     rows = [(9.0, 9.0), (0.05, 0.4), (0.15, 0.6), *[(float("nan"), float("nan"))], *[(0.05, 0.4), (0.15, 0.6)] * 2]
-    past = [FrameRecord(i, 0.0, {"mask_iou": a, "ssim": b}) for i, (a, b) in enumerate(rows)]
+    past = [FrameRecord(i, {"mask_iou": a, "ssim": b}) for i, (a, b) in enumerate(rows)]
     scorer = sk.Combine(PARTS[:2], (1.0, 3.0), how, scale="z", window=7)
     score = scorer.score(measured(mask_iou=0.2, ssim=0.7), History(records=past))
     assert float(score) == pytest.approx(expected, rel=1e-4)
@@ -179,7 +179,7 @@ def test_parts_are_recorded_and_computed_once() -> None:
 
 
 def test_surprise_counts_standard_deviations_above_the_mean() -> None:
-    past = [FrameRecord(i, 0.0, {"mask_iou": value}) for i, value in enumerate([0.1, 0.3] * 5)]
+    past = [FrameRecord(i, {"mask_iou": value}) for i, value in enumerate([0.1, 0.3] * 5)]
     before, now = frame(0), frame(0, index=1, pred_masks=torch.neg)
     scorer = sk.Surprise(sk.MaskIoU())
     scorer.score(before, History())

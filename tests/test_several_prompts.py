@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_predictor
+from memories import memory
 from sam2.modeling.sam.transformer import RoPEAttention
 
 import sam2_keyframe as sk
@@ -44,8 +45,7 @@ class Against:
 @pytest.mark.parametrize("which", ["keyframe", "previous"])
 def test_the_frame_after_a_prompt_is_compared_with_it(which: str, predictor: Any, clip: Any) -> None:
     """Also where the frame before the prompt was a keyframe, which is decided while the frame after it is tracked."""
-    method: Any = {"scorer": Against(which), "keep": sk.Always(), "gate": sk.Always()}
-    with sk.wrap(predictor, "keyframe", **method):
+    with sk.wrap(predictor, memory(sk.Always(), n=2, measure=(Against(which),))):
         state = _prompted(predictor, clip, (0, 5))
         list(predictor.propagate_in_video(state, max_frame_num_to_track=9))
     found = {row.frame_idx: row.scores["against"] for row in sk.memory_stats(state)[1].rows}
@@ -53,11 +53,11 @@ def test_the_frame_after_a_prompt_is_compared_with_it(which: str, predictor: Any
 
 
 def test_replay_compares_with_the_same_frames(predictor: Any, clip: Any) -> None:
-    method: Any = {"scorer": MaskIoU(), "measure": (FrameDifference(reference="previous"),), "keep": sk.Always()}
+    method = memory(sk.Always(), n=2, measure=(MaskIoU(), FrameDifference(reference="previous")))
     state = _prompted(predictor, clip, (0, 5))
-    with sk.wrap(predictor, "keyframe", gate=sk.Always(), **method), record(predictor, state) as recording:
+    with sk.wrap(predictor, method), record(predictor, state) as recording:
         list(predictor.propagate_in_video(state, max_frame_num_to_track=12))
-    played = replay(clip.frames, recording, "keyframe", gate=sk.Always(), **method).stats[1].rows
+    played = replay(clip.frames, recording, method).stats[1].rows
     assert played
     for ours, theirs in zip(played, sk.memory_stats(state)[1].rows, strict=True):
         assert (ours.frame_idx, ours.attended) == (theirs.frame_idx, theirs.attended)
@@ -150,3 +150,83 @@ def test_the_direction_of_motion_of_one_object_or_two_is_the_same_number(predict
         found[obj_ids] = np.array([row.scores["optical_flow"] for row in rows if row.frame_idx > 4])
     assert len(found[(2,)]) == 7
     np.testing.assert_array_equal(found[1, 2], found[(2,)])
+
+
+# -- which prompted frames are read ----------------------------------------------------------------------------------
+
+
+def test_sam3_attends_to_the_nearest_four_prompts(predictor: Any, clip: Any) -> None:
+    """As upstream, which does not keep the first one by default."""
+    with sk.wrap(predictor, "sam3"):
+        state = _prompted(predictor, clip, (0, 3, 6, 9, 12))
+        list(predictor.propagate_in_video(state, max_frame_num_to_track=17))
+    rows = {row.frame_idx: set(row.attended) & {0, 3, 6, 9, 12} for row in sk.memory_stats(state)[1].rows}
+    assert rows[17] == {3, 6, 9, 12}
+    assert rows[4] == {0, 3, 6, 9}
+    with sk.wrap(predictor, "sam3", prompts=sk.Prompts(4)):
+        state = _prompted(predictor, clip, (0, 3, 6, 9, 12))
+        list(predictor.propagate_in_video(state, max_frame_num_to_track=17))
+    last = sk.memory_stats(state)[1].last
+    assert last is not None
+    assert set(last.attended) & {0, 3, 6, 9, 12} == {0, 6, 9, 12}
+
+
+def _tracked(predictor: Any, clip: Any, prompts: tuple[int, ...], reverse: bool, method: str, **how: Any) -> Any:
+    start = len(clip.frames) - 1 if reverse else 0
+    with sk.wrap(predictor, method, prompts=sk.Prompts(**how)):
+        state = _prompted(predictor, clip, prompts)
+        passes = predictor.propagate_in_video(state, start_frame_idx=start, reverse=reverse)
+        masks = {t: logits.clone() for t, _, logits in passes}
+    return masks, state
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("method", ["window", "keyframe", "dam4sam"])
+def test_prompts_to_come_steer_no_frame_before_them(method: str, reverse: bool, predictor: Any, clip: Any) -> None:
+    """Absent before its first prompt; then as if the later one were not there yet; from it on by both."""
+    first, second = (16, 6) if reverse else (6, 16)
+    ours, state = _tracked(predictor, clip, (first, second), reverse, method, future=False)
+    alone, _ = _tracked(predictor, clip, (first,), reverse, method, future=False)
+    looking, _ = _tracked(predictor, clip, (first, second), reverse, method)
+    past = (lambda t, at: t > at) if reverse else (lambda t, at: t < at)
+    assert ours.keys() == looking.keys()
+    for t, masks in ours.items():
+        if past(t, first):
+            assert (masks < 0).all()
+            assert (looking[t] > -1000).any()
+        elif past(t, second):
+            assert torch.equal(masks, alone[t])
+    assert any(not torch.equal(ours[t], looking[t]) for t in ours if not past(t, first) and past(t, second))
+    tracked = [row.frame_idx for row in sk.memory_stats(state)[1].rows]
+    assert tracked == [t for t in ours if not past(t, first) and t not in (first, second)]
+
+
+def test_prompts_given_before_the_start_are_read_as_in_sam2(predictor: Any, clip: Any) -> None:
+    plain = _prompted(predictor, clip, (0,))
+    expected = [masks.clone() for *_, masks in predictor.propagate_in_video(plain)]
+    with sk.wrap(predictor, "window", prompts=sk.Prompts(future=False)):
+        state = _prompted(predictor, clip, (0,))
+        ours = [masks.clone() for *_, masks in predictor.propagate_in_video(state)]
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_a_replay_does_not_look_ahead_either(predictor: Any, clip: Any) -> None:
+    method = sk.make_method("keyframe", prompts=sk.Prompts(future=False))
+    state = _prompted(predictor, clip, (6, 16))
+    with sk.wrap(predictor, method), record(predictor, state) as recording:
+        list(predictor.propagate_in_video(state, start_frame_idx=0))
+    played = replay(clip.frames, recording, method).stats[1].rows
+    told = sk.memory_stats(state)[1].rows
+    assert [(row.frame_idx, row.attended, row.keyframe) for row in played] == [
+        (row.frame_idx, row.attended, row.keyframe) for row in told
+    ]
+
+
+def test_a_click_before_the_first_prompt_is_inferred(predictor: Any, clip: Any) -> None:
+    with sk.wrap(predictor, "keyframe", prompts=sk.Prompts(future=False)):
+        state = _prompted(predictor, clip, (6,))
+        list(predictor.propagate_in_video(state, start_frame_idx=0))
+        _, _, shown = predictor.add_new_points_or_box(state, 3, 1, points=[[40.0, 40.0]], labels=[1])
+        assert shown.isfinite().all()
+        again = {t: masks for t, _, masks in predictor.propagate_in_video(state, start_frame_idx=0)}
+    assert all(masks.isfinite().all() for masks in again.values())

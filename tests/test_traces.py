@@ -46,8 +46,7 @@ def _trace(
         scores = numbers(t)
         compared = [] if similarity is None else [at(f) for f in selection.held() if f != at(t)]
         similar = {} if similarity is None else {at(f): similarity(t, f) for f in compared}
-        significance = scores.get("distractor", float("nan"))
-        pending.record = replace(pending.record, scores=scores, significance=significance, similarity=similar)
+        pending.record = replace(pending.record, scores=scores, similarity=similar)
         selection.decide(pending)
         selection.age(moment.then())
         selection.trim(moment.then())

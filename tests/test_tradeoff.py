@@ -43,10 +43,10 @@ def test_every_setting_is_counted_at_1024_px(made):
 
 
 BOTH = (
-    "keyframe compressor=Int8() minor_compressor=Int8()",
-    "keyframe compressor=Int8() minor_compressor=Int8() attend=Pool(2)",
+    "keyframe codec=Int8()",
+    "keyframe codec=Int8() attend=Pool(2)",
 )
-FEWER = ("keyframe capacity=1 minor=0 fill=False", "keyframe minor=0 fill=False")
+FEWER = ("keyframe keyframes=1 others=0 fill=False", "keyframe others=0 fill=False")
 KEYS = {
     "keyframe": 7 * 4096,
     "keyframe attend=Pool(2)": 2 * 4096 + 5 * 1024,
@@ -66,7 +66,7 @@ def test_measured_occupancy_falls_with_what_is_counted(made):
 def test_the_table_has_every_setting(made):
     folder, group, _ = made
     written = (folder / "README.md").read_text()
-    names = ["`stock`", "`keyframe`", "`compact`", "`Int8()`", "`Int8()`, `Pool(2)`", "`minor=0`, `fill=False`"]
+    names = ["`stock`", "`keyframe`", "`compact`", "`Int8()`", "`Int8()`, `Pool(2)`", "`others=0`, `fill=False`"]
     assert all(f"| {name} |" in written for name in names)
     picture = f"{group.config['data']['name']}_test_2.png"
     assert picture in written

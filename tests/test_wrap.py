@@ -96,7 +96,7 @@ def test_forget_removes_all_of_ours(predictor: Any, clip_folder: Any, clip: Any)
 
 def test_wrapping_again_replaces_the_method(predictor: Any) -> None:
     before = _attributes(predictor)
-    first = sk.wrap(predictor, "fifo", capacity=4)
+    first = sk.wrap(predictor, "fifo", recent=4)
     second = sk.wrap(predictor, "every_nth", n=3)
     assert not first.active
     assert second.active
@@ -158,16 +158,19 @@ def test_other_objects_are_refused(predictor_like: Any, message: str) -> None:
     [
         (("nosuch",), ValueError, "choose one of stock, window"),
         ((3,), TypeError, "give a name"),
-        (("fifo", {"capasity": 4}), ValueError, "unknown keyword capasity; valid are capacity, recent"),
-        (("keyframe", {"capacity": 6}), ValueError, "7 memories.*has 6"),
-        (("keyframe", {"capacity": -1}), ValueError, "capacity=-1"),
-        (("keyframe", {"keep": "0.3"}), TypeError, "keep='0.3'"),
-        (("keyframe", {"keep": float("nan")}), ValueError, "keep=nan"),
-        (("keyframe", {"scorer": sk.MaskIoU}), TypeError, r"scorer=MaskIoU: .*\(\), not its class"),
+        (("fifo", {"recnt": 4}), ValueError, r"unknown keyword recnt \(did you mean 'recent'\?\); 'fifo' takes recent"),
+        (("keyframe", {"keyframes": 6}), ValueError, r"Keyframes\(6.*7 memories.*has 6"),
+        (("fifo", {"recent": 7}), ValueError, r"Recent\(7\) make 7 memories.*has 6"),
+        (("keyframe", {"keyframes": -1}), ValueError, "n=-1"),
+        (("keyframe", {"change": "0.3"}), TypeError, "change: '0.3' is no rule"),
+        (("keyframe", {"change": float("nan")}), ValueError, "nan: compare"),
+        (("keyframe", {"change": sk.MaskIoU()}), TypeError, r"change: MaskIoU\(\) is a score, not a rule"),
+        (("keyframe", {"change": sk.Visible}), TypeError, "Visible is a class"),
+        (("keyframe", {"measure": (sk.MaskIoU,)}), TypeError, r"MaskIoU is a class; write MaskIoU\(\)"),
         (("keyframe", {"measure": sk.MaskIoU()}), TypeError, r"measure=MaskIoU\(.*\): give a tuple"),
-        (("keyframe", {"measure": ("junk",)}), TypeError, "measure='junk': give a scorer"),
-        (("keyframe", {"temporal": "time"}), ValueError, "'slot', 'rank', 'anchor'"),
-        (("keyframe", {"keep": sk.Threshold(0.1, of="ssim")}), ValueError, "reads ssim, which nothing measures"),
+        (("keyframe", {"measure": ("junk",)}), TypeError, "measure: 'junk' is no scorer"),
+        (("keyframe", {"codes": "time"}), ValueError, "'rank', 'slot'"),
+        (("keyframe", {"change": sk.KalmanOverlap() > 0}), ValueError, "only choice=Kalman"),
         (("every_nth", {"n": 0}), ValueError, "n=0"),
     ],
 )

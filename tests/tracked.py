@@ -51,7 +51,7 @@ def frame(
 
 def history(before: TrackedFrame, records: int = 0) -> History:
     names = ("mask_iou", "mask_iou_previous", "frame_difference")
-    past = [FrameRecord(i, 0.0, {name: 0.1 + 0.01 * (i % 3) for name in names}) for i in range(records)]
+    past = [FrameRecord(i, {name: 0.1 + 0.01 * (i % 3) for name in names}) for i in range(records)]
     reference = before.reference()
     return History(reference, reference, [reference], deque(past, maxlen=300))  # as the bank keeps them
 

@@ -33,7 +33,7 @@ from sam2_keyframe.synthetic import make_clip
 from sam2_keyframe.video.source import init_state, without_bars
 
 RESULTS = Path(__file__).parent / "overhead"
-PINNED = {"window": sk.make_method("window"), "keyframe": sk.make_method("keyframe", keep=float("inf"))}
+PINNED = {"window": sk.make_method("window"), "keyframe": sk.make_method("keyframe", change=~sk.Always())}
 
 
 class Clock:

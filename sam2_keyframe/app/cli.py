@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.app.signals import Stopped, reason, stops
 from sam2_keyframe.bank.statistics import MIB
-from sam2_keyframe.methods import METHODS, make_method
+from sam2_keyframe.methods import METHODS
 
 TRACEBACK = "SAM2_KEYFRAME_TRACEBACK"
 """Environment variable: set, errors show where they come from."""
@@ -36,15 +36,16 @@ TRACK_EXAMPLE = "example: sam2-keyframe track dog.mp4 --model tiny --box 120,80,
 
 
 HEADINGS = {
-    "SCORERS": "scorers: higher is more worth keeping; change scorers say 0 for unchanged",
-    "FILTERS": "filters: accept or reject a frame by its scores; combine with & | ~",
-    "EVICTION": "eviction rules: which keyframe leaves a full buffer",
-    "SELECTION": "retrieval rules: which keyframes are attended to, where there are more than slots",
-    "RELATIONS": "relations: how alike a frame is to the memories held, for eviction and retrieval",
-    "CODECS": "codecs: how a memory is stored; fewer bytes, less exact",
-    "ATTEND": "token schemes: which tokens of a memory are attended to",
-    "QUERIES": "tokens of the frame being tracked that run through memory attention",
-    "MOTION": "mask choice by motion",
+    "memory": "memory: KeyframeMemory(shelves, then choices of the whole memory), with --memory or in Python",
+    "scorers": "scorers: higher is more worth keeping; change scorers say 0 for unchanged; MaskIoU() > 0.5 is a rule",
+    "rules": "rules: accept or reject a frame; combine with & | ~, comparisons in parentheses",
+    "eviction": "eviction rules: which keyframe leaves a full buffer",
+    "retrieval": "retrieval rules: which keyframes are attended to, where there are more than slots",
+    "relations": "relations: how alike a frame is to the memories held, for eviction and retrieval",
+    "codecs": "codecs: how a memory is stored; fewer bytes, less exact",
+    "attention": "token schemes: which tokens of a memory are attended to",
+    "queries": "tokens of the frame being tracked that run through memory attention",
+    "motion": "mask choice by motion",
 }
 
 
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     from sam2_keyframe.app.exports import FILES
     from sam2_keyframe.app.masks import BINARY_HELP
     from sam2_keyframe.app.models import CHOICES, default_device
-    from sam2_keyframe.app.options import local_path
+    from sam2_keyframe.app.options import add_method_arguments, local_path
     from sam2_keyframe.app.replay_command import add_parser
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
@@ -106,10 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--binary", action="store_true", help=BINARY_HELP)
     run.add_argument("--box", action="append", default=[], metavar="[OBJ@FRAME:]x0,y0,x1,y1")
     run.add_argument("--point", action="append", default=[], metavar="[OBJ@FRAME:]x,y[,-]", help="-: not the object")
-    run.add_argument("--method", default="keyframe", help=f"{', '.join(METHODS)} (default: keyframe)")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: 'scorer=MaskIoU()'"
-    )
+    add_method_arguments(run)
     run.add_argument(
         "--on-error", choices=("stop", "hold", "skip"), default="stop",
         help="at a frame that cannot be read: end there (default), repeat the last masks, or leave it out",
@@ -136,14 +134,13 @@ def _track(options: argparse.Namespace) -> int:
     from sam2_keyframe.app import models, output, track
     from sam2_keyframe.app.exports import check_exports
     from sam2_keyframe.app.masks import file_names, frame_names
-    from sam2_keyframe.app.options import parse_prompts, parse_set
+    from sam2_keyframe.app.options import chosen_method, parse_prompts
     from sam2_keyframe.video.source import FrameSource
 
     if options.model is None:
         raise ValueError(f"--model is missing: choose {models.CHOICES}")
     exports = check_exports(options.export)
-    choices = parse_set(options.set)
-    method = make_method(options.method, **choices)
+    name, method = chosen_method(options.method, options.memory, options.set)
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
     with (
@@ -167,13 +164,13 @@ def _track(options: argparse.Namespace) -> int:
             say(f"note: {stamp}")
         report = track.track(
             predictor, source, method, prompts, folder,
-            name=options.method, stamp=stamp, on_error=options.on_error, progress=Progress("tracking"),
+            name=name, stamp=stamp, on_error=options.on_error, progress=Progress("tracking"),
             mask_names=frame_names(options.source, len(source)),
             overlay=not options.no_overlay, draw=not options.no_pictures,
             exports=exports, file_names=file_names(options.source, len(source)),
         )  # fmt: skip
         total = len(source) - prompts[0].frame_idx
-    _summary(options.out, report, options.method, total)
+    _summary(options.out, report, name, total)
     if report.lost:
         done = "skipped" if options.on_error == "skip" else "held, and left out at the end"
         lost = f"{len(report.lost)} of {total} frames could not be read"
@@ -213,16 +210,15 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from sam2_keyframe.app.options import registries
+    from sam2_keyframe.blocks import BLOCKS
 
     say("methods (--method NAME; wrap(predictor, NAME))")
     for name, factory in METHODS.items():
         _entry(name, factory)
-    known = registries()
-    for registry in dict.fromkeys([*HEADINGS, *known]):
-        say(f"\n{HEADINGS.get(registry, registry.lower())}")
-        for block in dict.fromkeys(known.get(registry, {}).values()):
-            _entry(block.__name__, block)
+    for kind, blocks in BLOCKS.items():
+        say(f"\n{HEADINGS[kind]}")
+        for name, block in blocks.items():
+            _entry(name, block)
     return 0
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import inspect
 import math
 import operator
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,38 +19,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import sam2_keyframe
 from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.app.masks import read_mask
-from sam2_keyframe.bank import compression
-from sam2_keyframe.rules.filters import And, Not, Or
+from sam2_keyframe.blocks import BLOCKS
+from sam2_keyframe.conditions import Threshold
+from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.methods import METHODS, make_method
+from sam2_keyframe.types import KeyframeFilter, Scorer
 
 CONSTANTS: Mapping[str, float] = {"inf": math.inf, "nan": math.nan}
 OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
-    ast.Add: operator.add,
-    ast.Mult: operator.mul,
 }
 
 
-def registries() -> dict[str, Mapping[str, type]]:
-    """Return the package's registries of building blocks by name, such as `SCORERS`."""
-    public = {name: getattr(sam2_keyframe, name) for name in sam2_keyframe.__all__ if name.isupper()}
-    return {
-        name: value
-        for name, value in {**public, "CODECS": compression.CODECS}.items()
-        if isinstance(value, Mapping) and all(isinstance(each, type) for each in value.values())
-    }
-
-
-def building_blocks() -> dict[str, type]:
-    """Return every class that a choice may name, by class and registry name, and what a `repr` names besides."""
-    blocks: dict[str, type] = {cls.__name__: cls for cls in (sam2_keyframe.KeyframeMemory, And, Or, Not)}
-    for registry in registries().values():
-        blocks.update(registry)
-        blocks.update({cls.__name__: cls for cls in registry.values()})
-    return blocks
+def building_blocks() -> dict[str, Callable[..., Any]]:
+    """Return everything that a choice may name: classes by name, and methods."""
+    return {**METHODS, **{name: cls for kind in BLOCKS.values() for name, cls in kind.items()}}
 
 
 def local_path(text: str) -> Path:
@@ -64,8 +53,8 @@ def local_path(text: str) -> Path:
 def parse_set(texts: Iterable[str]) -> dict[str, Any]:
     """Return the choices that `--set key=value` options name.
 
-    A value is a Python literal, or built from registered classes: `scorer=MaskIoU()`, `keep=Threshold(0.2) &
-    MinGap(5)`, `evict=LeastSignificant()`, `measure=[FeatureShift()]`. Any other word is a string.
+    A value is a Python literal, or built from registered classes: `change=SSIM() > 0.2`, `attend=Pool(2)`,
+    `measure=[FeatureShift()]`. Any other word is a string.
 
     Raises:
         ValueError: A text is not of that form, or a choice is given twice.
@@ -74,7 +63,7 @@ def parse_set(texts: Iterable[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isidentifier() or not value.strip():
-            raise ValueError(f"--set {text!r}: write key=value, as in --set capacity=4 or --set 'scorer=MaskIoU()'")
+            raise ValueError(f"--set {text!r}: write key=value, as in --set change=0.3 or --set 'attend=Pool(2)'")
         if key.strip() in choices:
             raise ValueError(f"--set {text!r}: {key.strip()} is given twice; give it once")
         choices[key.strip()] = parse_value(value.strip())
@@ -84,8 +73,8 @@ def parse_set(texts: Iterable[str]) -> dict[str, Any]:
 def split_values(text: str) -> list[str]:
     """Return the texts of several values, which commas outside brackets divide, none twice.
 
-    >>> split_values("Quality(minimum=0.1), anchor, 0.3")
-    ['Quality(minimum=0.1)', 'anchor', '0.3']
+    >>> split_values("SSIM(region='object'), anchor, 0.3")
+    ['SSIM(region='object')', 'anchor', '0.3']
 
     Raises:
         ValueError: It cannot be read.
@@ -101,11 +90,48 @@ def split_values(text: str) -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
+def add_method_arguments(parser: Any) -> None:
+    """Add `--method`, `--memory` and `--set`, of which `chosen_method` makes a method."""
+    parser.add_argument("--method", help=f"{', '.join(METHODS)} (default: keyframe)")
+    parser.add_argument(
+        "--memory",
+        metavar="MEMORY",
+        help="a memory written out: 'KeyframeMemory(Recent(1), Keyframes(2, SSIM() > 0.3))'",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="an argument of the method, or a choice of the whole memory: change=0.3, 'attend=Pool(2)'",
+    )  # fmt: skip
+
+
+def chosen_method(name: str | None, memory: str | None, choices: Iterable[str]) -> tuple[str, KeyframeMemory]:
+    """Return what `--method`, `--memory` and `--set` choose: a name for titles, and the method.
+
+    Raises:
+        ValueError: A text cannot be read, or both a method and a memory are given.
+        TypeError: A choice is of the wrong kind.
+    """
+    if memory is None:
+        return name or "keyframe", make_method(name or "keyframe", **parse_set(choices))
+    if name is not None:
+        raise ValueError(f"--method {name} and --memory choose one each: give one of them")
+    built = parse_value(memory)
+    if not isinstance(built, KeyframeMemory):
+        raise ValueError(
+            f"--memory {memory!r} is no memory: write it out, as in --memory 'KeyframeMemory(Recent(1), Keyframes(2, "
+            "Visible() & (MaskIoU() > 0.5)))'"
+        )
+    return "own memory", make_method(built, **parse_set(choices))
+
+
 def parse_value(text: str) -> Any:
     """Return what one value means; see `parse_set`.
 
+    A class that is not registered is named with its module, as in `my_scorers.Redness() > 0.2`; the module is
+    looked for in the current folder too, and importing it runs it.
+
     Raises:
-        ValueError: It names an unknown class, is more than literals and registered classes, or a class refuses it.
+        ValueError: It names an unknown class, is more than literals and classes, or a class refuses it.
     """
     if re.fullmatch(r"[A-Za-z_]+", text) and text not in (*building_blocks(), *CONSTANTS, "True", "False", "None"):
         return text
@@ -132,15 +158,19 @@ def _build(node: ast.expr) -> Any:
         return operator.invert(_build(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         left, right = _build(node.left), _build(node.right)
-        if _built(left) or _built(right):
+        if any(isinstance(side, KeyframeFilter | Scorer) for side in (left, right)):
             return OPERATORS[type(node.op)](left, right)
+    if isinstance(node, ast.Compare):
+        return _compare(node)
     if isinstance(node, ast.Name):
-        return CONSTANTS[node.id] if node.id in CONSTANTS else _block(node.id)()
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return CONSTANTS[node.id] if node.id in CONSTANTS else _block(node)()
+    if isinstance(node, ast.Attribute):
+        return _block(node)()
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
         positional = [_build(each) for each in node.args]
         named = {each.arg: _build(each.value) for each in node.keywords if each.arg is not None}
         if len(named) == len(node.keywords):
-            block = _block(node.func.id)
+            block = _block(node.func)
             known = inspect.signature(block).parameters
             for name in named:
                 if name not in known:
@@ -155,17 +185,45 @@ def _build(node: ast.expr) -> Any:
     )
 
 
-def _built(value: object) -> bool:
-    """Return whether a value is a building block or a combination of them."""
-    return type(value).__module__.startswith("sam2_keyframe.")
+def _compare(node: ast.Compare) -> Any:
+    if len(node.ops) > 1:
+        raise ValueError(f"{ast.unparse(node)!r}: write two comparisons, as in (S > 0.2) & (S < 0.5)")
+    left, right, sign = _build(node.left), _build(node.comparators[0]), type(node.ops[0])
+    if sign not in (ast.Gt, ast.Lt):
+        raise ValueError(f"{ast.unparse(node)!r}: a score is compared with > or <")
+    if isinstance(left, Scorer):
+        return Threshold(left, right, ">" if sign is ast.Gt else "<")
+    if isinstance(right, Scorer):
+        return Threshold(right, left, "<" if sign is ast.Gt else ">")
+    return left > right  # which says what is wrong with it
 
 
-def _block(name: str) -> type:
+def _block(node: ast.Name | ast.Attribute) -> Callable[..., Any]:
+    path = ast.unparse(node)
+    if isinstance(node, ast.Attribute):
+        return _imported(path)
     blocks = building_blocks()
-    if name not in blocks:
-        classes = ", ".join(sorted({cls.__name__ for cls in blocks.values()}))
-        raise ValueError(f"there is no {name!r}; there are {classes}{did_you_mean(name, blocks)}")
-    return blocks[name]
+    if path not in blocks:
+        raise ValueError(
+            f"there is no {path!r}; there are {', '.join(sorted(blocks))}; a class of your own is named with its "
+            f"module, as my_scorers.{path}(){did_you_mean(path, blocks)}"
+        )
+    return blocks[path]
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"{path}: the module {module!r} cannot be imported ({error})") from None
+    finally:
+        sys.path.remove(here)
+    if not isinstance(found, type):
+        raise ValueError(f"{path}: the module {module!r} has no class {name!r}")
+    return found
 
 
 @dataclass

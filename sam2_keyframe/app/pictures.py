@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sam2_keyframe._checks import brief
 from sam2_keyframe.app.draw import COLOURS, INK, PAPER, WARNING, Colour, Pixels, colour_of, need, picture, tint, write
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
-from sam2_keyframe.rules.filters import Threshold
+from sam2_keyframe.conditions import Threshold, parts_of
+from sam2_keyframe.memory import KeyframeMemory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,7 +103,9 @@ def overlay(
     return image  # type: ignore[no-any-return]
 
 
-def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = None, title: str = "") -> Image:
+def timeline(
+    stats: MemoryStats | Mapping[int, MemoryStats], *, method: KeyframeMemory | None = None, title: str = ""
+) -> Image:
     """Draw significance over time with the keyframes marked, and beneath it the occupancy beside SAM 2's alone.
 
     Where an object is hidden its line is pale; which objects are hidden when is drawn apart, or shaded for one alone.
@@ -110,7 +113,7 @@ def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = N
     Args:
         stats: One object's statistics, or several by object id as `memory_stats` returns them. Their last 1,000
             rows are drawn; of many objects the first twelve by name, and all in what memory they take.
-        keep: The method's `keep`; a threshold on the significance is drawn.
+        method: The method, of whose rule for keyframes the bound on that score is drawn.
         title: A line above.
 
     Raises:
@@ -127,7 +130,7 @@ def timeline(stats: MemoryStats | Mapping[int, MemoryStats], *, keep: object = N
     heights = (3, *([0.25 + 0.12 * len(hidden)] if apart else []), 2, 2)
     figure = need("matplotlib.figure").Figure(figsize=(10, 6 + apart), dpi=110, layout="constrained")
     top, *between, middle, bottom = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _significance(top, drawn, keep)
+    _significance(top, drawn, method)
     if apart:
         _absences(between[0], drawn, hidden)
     elif hidden:
@@ -315,7 +318,7 @@ def _hidden(stats: MemoryStats) -> list[int]:
     return sorted(row.frame_idx for row in stats.rows if row.scores.get("object_score", 1.0) <= 0)
 
 
-def _significance(axes: Any, by_id: Mapping[Any, MemoryStats], keep: object) -> None:
+def _significance(axes: Any, by_id: Mapping[Any, MemoryStats], method: KeyframeMemory | None) -> None:
     known = False
     for place, (obj_id, each) in enumerate(by_id.items()):
         colour = tuple(0.8 * channel / 255 for channel in colour_of(obj_id, place))
@@ -330,8 +333,10 @@ def _significance(axes: Any, by_id: Mapping[Any, MemoryStats], keep: object) -> 
         axes.plot(frames, seen, color=colour, lw=1.4, label=label)
         height = [0.0 if math.isnan(row.significance) else row.significance for row in marked]
         axes.plot([row.frame_idx for row in marked], height, "o", color=colour, ms=5, mec="white")
-    if known and isinstance(keep, Threshold) and keep.of is None and math.isfinite(keep.above):
-        axes.axhline(keep.above, color="#222222", lw=0.8, ls="--", label=f"threshold {keep.above:g}")
+    if known and method is not None:
+        for rule in parts_of(method.keyframes.when):
+            if isinstance(rule, Threshold) and rule.scorer == method.significance:
+                axes.axhline(rule.bound, color="#222222", lw=0.8, ls="--", label=repr(rule))
     axes.set_ylabel("significance" if known else "significance (not measured)", fontsize=9)
 
 

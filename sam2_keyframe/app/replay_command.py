@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sam2_keyframe.app.masks import BINARY_HELP, frame_names, read_masks
-from sam2_keyframe.app.options import local_path, parse_set
+from sam2_keyframe.app.options import add_method_arguments, chosen_method, local_path
 from sam2_keyframe.app.output import new_folder, write_png
 from sam2_keyframe.bank.statistics import MIB
-from sam2_keyframe.methods import METHODS, make_method
 from sam2_keyframe.replay.recording import RECORDING
 
 OUTPUTS = ("timeline.csv", "summary.json", "timeline.png")
 """What a replay writes."""
 
-EXAMPLE = "example: sam2-keyframe replay dog.mp4 run --set keep=0.2 --out replayed"
+EXAMPLE = "example: sam2-keyframe replay dog.mp4 run --set change=0.2 --out replayed"
 
 
 def add_parser(commands: Any, say: Callable[[str], None]) -> None:
@@ -35,8 +34,7 @@ def add_parser(commands: Any, say: Callable[[str], None]) -> None:
     )
     run.add_argument("--binary", action="store_true", help=BINARY_HELP)
     run.add_argument("--out", type=local_path, required=True, help=f"folder for {', '.join(OUTPUTS)}")
-    run.add_argument("--method", default="keyframe", help=f"{', '.join(METHODS)} (default: keyframe)")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a choice of the method: keep=0.2")
+    add_method_arguments(run)
 
 
 def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
@@ -45,7 +43,7 @@ def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     from sam2_keyframe.video.source import FrameSource
 
     start = time.perf_counter()
-    method = make_method(options.method, **parse_set(options.set))
+    name, method = chosen_method(options.method, options.memory, options.set)
     with new_folder(options.out, OUTPUTS) as folder:
         with FrameSource(options.source) as source:
             if options.masks.is_dir() and not (options.masks / RECORDING).is_file():
@@ -56,8 +54,8 @@ def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
         _write_table(folder / "timeline.csv", result.timeline())
         (folder / "summary.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
         if any(each.rows for each in result.stats.values()):
-            title = f"{options.method} replayed, masks held fixed"
-            write_png(folder / "timeline.png", pictures.timeline(result.stats, keep=method.keep, title=title))
+            title = f"{name} replayed, masks held fixed"
+            write_png(folder / "timeline.png", pictures.timeline(result.stats, method=method, title=title))
     if result.unknown:
         say(f"note: {result.unknown_note}")
     frames = len({row.frame_idx for each in result.stats.values() for row in each.rows})

@@ -125,9 +125,7 @@ def track(
     report, start = Report(), time.perf_counter()
     scale = max(1, min(4, round(480 / min(read_frame(source, 0).shape[:2]))))
     first = prompts[0].frame_idx
-    names = (
-        list(dict.fromkeys([*(scorer.name for scorer in method.scorers()), *BASE_SCORES])) if method.observes else []
-    )
+    names = list(dict.fromkeys([*(scorer.name for scorer in method.scorers), *BASE_SCORES])) if method.observes else []
     mask_names = [f"{t:05d}" for t in range(len(source))] if mask_names is None else mask_names
     (folder / "masks").mkdir()
     timed = source.fps is not None and FPS_RANGE[0] <= source.fps <= FPS_RANGE[1]
@@ -322,7 +320,7 @@ def _draw(
     mask_names: Sequence[str],
 ) -> None:
     """Write `timeline.png` and `memory.png`."""
-    write_png(folder / "timeline.png", pictures.timeline(stats, keep=method.keep, title=f"method: {name}"))
+    write_png(folder / "timeline.png", pictures.timeline(stats, method=method, title=f"method: {name}"))
     module = need("PIL.Image")
 
     def mask(t: int, obj_id: int) -> NDArray[Any]:

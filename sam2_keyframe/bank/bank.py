@@ -21,13 +21,16 @@ from sam2_keyframe.attention.queries import NearObject
 from sam2_keyframe.bank.decisions import Pending, Selection
 from sam2_keyframe.bank.reading import Geometry, Reading, allowed_prompts, assign_codes, closest, plan_reading
 from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, baselines, has_memory
-from sam2_keyframe.bank.store import Entry, LongTerm, Store
+from sam2_keyframe.bank.store import Entry, MergedMemories, Store
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.rules.motion import Track
 from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
 
 KEY = "_keyframe"
 """Under which a bank lies beside its object's frames, and what all objects share in the host's state."""
+
+NO_OBJECT = -1024.0
+"""Logits of an object that is not there, as in SAM 2 (sam2/modeling/sam2_base.py, NO_OBJ_SCORE)."""
 
 RELEASED = "released"
 """Owner of a bank whose wrapping was undone."""
@@ -46,16 +49,17 @@ class MemoryBank:
         self.method = method
         self.owner = owner
         self.non_cond = non_cond
-        self.store = Store(non_cond, method.retain == "all", method.keep_masks)
+        self.store = Store(non_cond, method.store == "all", method.keep_masks)
         self.selection = Selection(method, self.store.usable)
         self.stats = MemoryStats()
         self.track = None if method.choice is None else Track(method.choice)
-        self.long_term = LongTerm(method.consolidate)
+        self.long_term = MergedMemories(method.long_term.n, method.long_term.of)
         self.fresh: int | None = None  # the frame just tracked, which the host stores when we return
         self.pending: Pending | None = None
         self.retrieved: tuple[Sequence[int], Tensor] | None = None  # what the device chose for the frame being tracked
         self.span = (min(non_cond), max(non_cond)) if non_cond else None  # first and last frame tracked
         self.evicted: list[int] = []
+        self.absent: set[int] = set()  # frames before the first prompt, which were not tracked
         self.keyframes: tuple[int, ...] = ()  # in the buffer as the frame being tracked is read for
         self.as_prompted: Tensor | None = (
             None  # the frame observed last, encoded as a prompted one, until it is decided
@@ -104,11 +108,12 @@ class MemoryBank:
         if tracking:
             self._age(moment)
             self.keyframes = self.selection.in_buffer()
-        prompts = allowed_prompts(cond, self.method.conditioning, moment)
+        # Where nothing is prompted yet, a click is inferred from what is to come; no frame is tracked there.
+        prompts = allowed_prompts(cond, self.method.prompts, moment) or cond
         read = closest(moment.frame_idx, prompts, geometry.prompts)
         memories = self._choose(moment, len(read), image_embed)
         prompted = any(moment.distance(idx) >= 0 for idx in cond)
-        pointers = self.selection.pointers(moment, self.non_cond.keys(), prompted)
+        pointers = self.selection.pointers(moment, self.non_cond.keys() - self.absent, prompted)
         own = {memory.frame_idx for memory in memories if memory.pointer}
         pointers = {place: idx for place, idx in pointers.items() if idx not in own}
         attend, plans, queries = self.method.attend, self.store.plans, None
@@ -130,22 +135,22 @@ class MemoryBank:
 
     def _choose(self, moment: Moment, prompts: int, image_embed: Tensor | None) -> list[Memory]:
         newest, held, count = self.selection.choose(moment, prompts)
-        temporal, attended = self.method.temporal, held[:count]
-        codes = assign_codes(temporal, newest, attended, self.method.grid(moment))
+        attended, code = held[:count], self.method.keyframes.code
+        codes = assign_codes(self.method.codes, code, newest, attended, self.method.grid(moment))
         memories = [Memory(idx, self.store.entry(idx), codes[idx]) for idx in newest]
         self.retrieved = None
         if len(held) > count > 0 and image_embed is not None:
             entries = self._retrieve(held, count, image_embed)
             memories += [Memory(None, entry, codes[idx]) for idx, entry in zip(attended, entries, strict=True)]
         else:
-            memories += [Memory(idx, self.store.entry(idx), codes[idx], temporal == "prompt") for idx in attended]
+            memories += [Memory(idx, self.store.entry(idx), codes[idx], code == "prompt") for idx in attended]
         return memories + [Memory(None, entry, moment.slots) for entry in self.long_term.entries]
 
     def _retrieve(self, held: list[int], count: int, image_embed: Tensor) -> list[Entry]:
         """Let the device choose `count` of the memories held, nearest first, and gather their features there."""
         empty = Reference(-1, {})
         references = [self.selection.references.get(idx, empty) for idx in held]
-        relevance: Tensor = self.method.select.relevance(image_embed, references)  # type: ignore[attr-defined]
+        relevance: Tensor = self.method.keyframes.read.relevance(image_embed, references)  # type: ignore[attr-defined]
         chosen = relevance.topk(count).indices.sort().values
         self.retrieved = held, chosen
         entries = [self.store.entry(idx) for idx in held]
@@ -191,7 +196,9 @@ class MemoryBank:
         self.as_prompted = None
         row = self.stats.last
         if row is not None and row.frame_idx == record.frame_idx:
-            row.scores, row.significance, row.keyframe = record.scores, record.significance, kept
+            row.scores, row.keyframe = record.scores, kept
+            if self.method.significance is not None:
+                row.significance = record.scores.get(self.method.significance.name, float("nan"))
             row.attended = tuple(sorted([*row.attended, *pending.chosen]))
             row.evicted = tuple(self.evicted)
             self.evicted.clear()
@@ -206,6 +213,25 @@ class MemoryBank:
         self.selection.pass_over(frame_idx)
         self.trim(moment.then())
         return entry
+
+    def not_yet(self, cond: Mapping[int, Entry], moment: Moment) -> Entry | None:
+        """Return an empty entry where the object is absent, as no prompt is behind; None where the frame is tracked."""
+        self.absent.discard(moment.frame_idx)
+        if self.method.prompts.future or any(moment.distance(idx) >= 0 for idx in cond):
+            return None
+        self.settle()
+        self._forget(moment.frame_idx)
+        self.store.forget(moment.frame_idx)
+        self.absent.add(moment.frame_idx)
+        like = next(iter(cond.values()))
+        masks, score, features = like["pred_masks"], like["object_score_logits"], like["maskmem_features"]
+        return {
+            "maskmem_features": (blank := features.new_empty((*features.shape[:2], 0, features.shape[3]))),
+            "maskmem_pos_enc": [blank],
+            "pred_masks": masks.new_full((), NO_OBJECT).expand(masks.shape),
+            "obj_ptr": torch.zeros_like(like["obj_ptr"]),
+            "object_score_logits": torch.full_like(score, NO_OBJECT),
+        }
 
     def taken_back(self, frame_idx: int, entry: Entry) -> None:
         """Follow the host where the user took back a frame's prompts or corrections: it is an ordinary one again."""
@@ -237,7 +263,7 @@ class MemoryBank:
                 self.selection.prompts[frame_idx] = reference
             return
         self.store.put(frame_idx, entry)
-        if self.method.capacity or self.method.protect_corrections:
+        if self.method.keyframes.n or self.method.protect_corrections:
             self.stats.keyframes += 1
             self.selection.correct(frame_idx, reference)
 
@@ -245,14 +271,14 @@ class MemoryBank:
         """Compress the frames that entered a buffer, consolidate and forget those that left it."""
         entered, gone = self.selection.age(moment)
         for record in gone:
-            if self.method.consolidate and self.store.usable(record.frame_idx):
+            if self.method.long_term.n and self.store.usable(record.frame_idx):
                 self.long_term.add(self.store.entry(record.frame_idx), record.usage)
             self.evicted.append(record.frame_idx)
             self.stats.evicted += 1
         held = set(self.selection.held())
-        for frame_idx, minor in entered:
+        for frame_idx, keyframe in entered:
             if frame_idx in held:
-                self.store.compress(frame_idx, self.method.minor_compressor if minor else self.method.compressor)
+                self.store.compress(frame_idx, (self.method.keyframes if keyframe else self.method.others).codec)
 
     def _forget(self, frame_idx: int) -> None:
         self.selection.forget(frame_idx)
@@ -269,14 +295,14 @@ class MemoryBank:
         wanted = {*newest, *chosen, *self.selection.held(), *self.selection.window}
         wanted |= {idx for idx in (self.fresh, self.selection.before_keyframe()) if idx is not None}
         grid = self.method.grid(moment)
-        if grid.stride > 1 and self.method.fill is True:
+        if grid.stride > 1 and self.method.recent.when is None and (self.method.fill or self.method.newest > 1):
             on_grid = [idx for idx in self.store.entries if idx % grid.stride == 0]
             wanted |= set(on_grid) & set(moment.behind(grid.reach))
         trusted = set(self.selection.trusted)
         pointing, in_reach = moment.behind(moment.pointers), moment.behind(moment.reach)
         for frame_idx, entry in list(self.store.entries.items()):
             near = frame_idx in pointing or frame_idx in trusted
-            if self.method.retain == "all":
+            if self.method.store == "all":
                 if frame_idx not in wanted and not near:
                     del self.store.entries[frame_idx]
                 continue
@@ -294,7 +320,8 @@ class MemoryBank:
     def tells_of(self, non_cond: Mapping[int, Entry]) -> bool:
         """Return whether all tracked frames that the host holds were tracked with this bank."""
         first, last = self.span or (0, -1)
-        return all(first <= frame_idx <= last or frame_idx in self.selection.corrected for frame_idx in non_cond)
+        apart = {*self.selection.corrected, *self.absent}
+        return all(first <= frame_idx <= last or frame_idx in apart for frame_idx in non_cond)
 
     # -- what it takes ------------------------------------------------------------------------------------------
 

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe.attention.queries import NearObject
-from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.conditions import ask
+from sam2_keyframe.memory import ALWAYS, KeyframeMemory, Keyframes, Others, Ranked
 from sam2_keyframe.rules.eviction import Oldest, RollingBuffer
-from sam2_keyframe.rules.filters import as_filter
-from sam2_keyframe.scorers import ObjectScore, PredictedIoU
 from sam2_keyframe.types import (
-    BASE_SCORES,
     RECORDS,
     FrameRecord,
     Held,
@@ -30,12 +28,8 @@ from sam2_keyframe.types import (
     TrackedFrame,
 )
 
-QUALITY = (PredictedIoU(), ObjectScore())
-"""Measured on every frame that is measured at all."""
-
-
 SPARE = 2
-"""Frames that a filtered fill holds beyond its slots, for those that become keyframes."""
+"""Frames that a `Recent` with a rule holds beyond the slots, for those that become keyframes."""
 
 
 @dataclass(slots=True)
@@ -43,14 +37,14 @@ class Decision:
     """What was decided about a frame.
 
     Attributes:
-        trusted: Whether it passed the gate.
         kept: Whether it became a keyframe.
         points: Whether its pointer may be read.
+        before: Whether it may become a keyframe because the next one is.
     """
 
-    trusted: bool = False
     kept: bool = False
     points: bool = True
+    before: bool = False
 
 
 @dataclass(slots=True)
@@ -102,12 +96,8 @@ class Pending:
             self._event.record()
         self._numbers = numbers
 
-    def read(self, significance: str | None) -> FrameRecord:
-        """Return the record with its numbers: the one host read a frame and object.
-
-        Args:
-            significance: Name of the method's own score.
-        """
+    def read(self) -> FrameRecord:
+        """Return the record with its numbers: the one host read a frame and object."""
         if self._numbers is None:
             return self.record
         if self._event is not None:
@@ -117,8 +107,7 @@ class Pending:
         rest = numbers[len(scores) :]
         similarity = dict(zip(self._related, rest, strict=False))
         self.chosen = tuple(self.candidates[int(i)] for i in rest[len(similarity) :])
-        value = self.record.significance if significance is None else scores[significance]
-        return replace(self.record, significance=value, scores=scores, similarity=similarity)
+        return replace(self.record, scores=scores, similarity=similarity)
 
 
 class Selection:
@@ -130,12 +119,12 @@ class Selection:
 
     Attributes:
         history: What scorers and filters may know of the past.
-        buffer: The keyframes that left the recent frames.
-        minor: Trustworthy frames that are no keyframes, where the method keeps some.
+        buffer: The keyframes that are no longer recent.
+        others: The frames of `Others` that are no longer recent.
         ageing: Frames to be held that are still recent, each with the buffer it will enter.
         corrected: Frames that the user corrected, where the method protects them.
         decided: Frames in reach of a pointer: their record and what was decided.
-        window: Frames that a filtered fill reads, oldest first.
+        window: Frames that a `Recent` with a rule reads, oldest first.
         trusted: Frames whose pointers are read by rank, oldest first.
         prompts: What describes the prompted frames.
         references: What describes the corrected frames and, where something compares with all of them, those held.
@@ -148,33 +137,32 @@ class Selection:
         self.method = method
         self.usable = usable
         self.history = History(records=deque(maxlen=RECORDS))
-        self.buffer = RollingBuffer(method.capacity, method.evict)
-        self.minor = RollingBuffer(method.minor, Oldest())
+        self.buffer = RollingBuffer(method.keyframes.n, method.keyframes.evict)
+        self.others = RollingBuffer(method.others.n, Oldest())
         self.ageing: dict[int, tuple[FrameRecord, RollingBuffer]] = {}
         self.corrected: dict[int, FrameRecord] = {}
         self.decided: dict[int, tuple[FrameRecord, Decision]] = {}
         self.window: list[int] = []
         self.trusted: list[int] = []
-        self.keep = as_filter(method.keep)
         self.prompts: dict[int, Reference] = {}
         self.references: dict[int, Reference] = {}
         self.last: Moment | None = None
         self.last_key: int | None = None
-        self.compares_all = method.relation is not None or method.select.on_device
-        self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in method.scorers())
+        self.compares_all = method.relation is not None or method.keyframes.read.on_device
+        self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in method.scorers)
 
     # -- what comes and goes ------------------------------------------------------------------------------------
 
     def held(self) -> list[int]:
-        """Return the frames held: corrected ones, keyframes and minor ones, those still ageing included."""
-        return self._in(self.buffer, self.minor)
+        """Return the frames held: corrected ones, keyframes and others, those still ageing included."""
+        return self._in(self.buffer, self.others)
 
     def keyframes(self) -> list[int]:
         """Return the keyframes held, corrected frames and those still ageing included."""
         return self._in(self.buffer)
 
     def in_buffer(self) -> tuple[int, ...]:
-        """Return what people are told of as keyframes held: those in the buffer, at most `capacity`, by frame.
+        """Return what people are told of as keyframes held: those in the buffer, at most `n` of `Keyframes`, by frame.
 
         A newer one is among the recent frames still, and a corrected frame is held besides.
         """
@@ -185,8 +173,8 @@ class Selection:
         return [*self.corrected, *buffered, *(idx for idx, (_, buffer) in self.ageing.items() if buffer in buffers)]
 
     def slide(self, frame_idx: int, slots: int) -> None:
-        """Let a frame into the filtered fill: the newest of them always, older ones where they lie on the grid."""
-        stride = self.method.stride or 1
+        """Let a frame into a `Recent` with a rule: the newest always, older ones where they lie on the grid."""
+        stride = self.method.recent.every or 1
         if self.window and self.window[-1] % stride:
             self.window.pop()
         self.window.append(frame_idx)
@@ -194,12 +182,12 @@ class Selection:
 
     def trust(self, frame_idx: int, last: Moment) -> None:
         """Let a frame's pointer be read by rank."""
-        if self.method.pointers == "ranked":
+        if isinstance(self.method.pointers, Ranked):
             self.trusted = sorted({*self.trusted, frame_idx}, key=last.distance, reverse=True)[-last.pointers :]
 
     def forget(self, frame_idx: int) -> None:
         """Forget a frame that was replaced, dropped, or will be tracked again."""
-        for buffer in (self.buffer, self.minor):
+        for buffer in (self.buffer, self.others):
             buffer.discard(frame_idx)
         for frames in (self.window, self.trusted):
             if frame_idx in frames:
@@ -216,7 +204,7 @@ class Selection:
 
     def begin(self, moment: Moment) -> None:
         """Take up tracking at `moment`: what lies ahead in this direction will be tracked again, so it leaves."""
-        self.minor.capacity = self.method.minor_slots(moment.slots)
+        self.others.capacity = self.method.room_for_others(moment.slots)
         for frame_idx in self.held():
             if not moment.past(frame_idx) and frame_idx not in self.corrected:
                 self.forget(frame_idx)
@@ -275,13 +263,11 @@ class Selection:
     def measure(self, frame: TrackedFrame) -> dict[str, Tensor]:
         """Describe a frame and return all its scores by name, 0-dim, computed in float32 outside autocast."""
         with torch.inference_mode(), torch.autocast(frame.pred_masks.device.type, enabled=False):
-            for scorer in (self.method.scorer, *self.method.measure, *QUALITY):
-                if scorer is not None:
-                    frame.measure(scorer, self.history)
+            for scorer in (*self.method.scorers, *ALWAYS):
+                frame.measure(scorer, self.history)
             if isinstance(self.method.queries, NearObject):
                 frame.measure(self.method.queries, self.history)
-            frame.measured["area"] = (frame.pred_masks > 0).float().mean()
-            self.method.select.describe(frame)
+            self.method.keyframes.read.describe(frame)
             if self.method.relation is not None:
                 self.method.relation.describe(frame)
         return frame.measured
@@ -314,7 +300,7 @@ class Selection:
         prompted = [moment.distance(idx) for idx in cond if moment.past(idx)]
         since = math.inf if self.last_key is None else moment.distance(self.last_key)
         gap = int(min(prompted, default=0) if since == math.inf else min([*prompted, since]))
-        record = FrameRecord(moment.frame_idx, math.nan, gap=gap, offset=max(prompted, default=0), since=since)
+        record = FrameRecord(moment.frame_idx, gap=gap, offset=max(prompted, default=0), since=since)
         pending = Pending(record, bool(prompted))
         if retrieved is not None:
             pending.candidates, pending.attended = retrieved
@@ -325,50 +311,60 @@ class Selection:
 
     def decide(self, pending: Pending) -> tuple[FrameRecord, bool]:
         """Decide a frame whose numbers are here; return its record and whether it became a keyframe."""
-        record = pending.read(None if self.method.scorer is None else self.method.scorer.name)
-        frame_idx, past = record.frame_idx, self.history.records
-        decision = Decision(pending.prompted and self.method.gate.accept(record, past))
-        decision.kept = decision.trusted and self.keep.accept(record, past)
-        rule = self.method.pointers
-        if rule != "recent":
-            decision.points = rule.accept(record, past) if isinstance(rule, KeyframeFilter) else decision.kept
-        filled = isinstance(self.method.fill, KeyframeFilter) and self.method.fill.accept(record, past)
+        record, method, past = pending.read(), self.method, self.history.records
+        frame_idx, decision, pointers = record.frame_idx, Decision(), method.pointers
+        taken = (
+            next((shelf for shelf in method.asked if self._takes(shelf, record)), None) if pending.prompted else None
+        )
+        decision.kept = isinstance(taken, Keyframes)
+        if method.keyframes.before is not None:
+            decision.before = pending.prompted and ask(method.keyframes.before, record, past)
+        ranked = isinstance(pointers, Ranked) and pending.prompted and ask(pointers.when, record, past)
+        if isinstance(pointers, KeyframeFilter):
+            decision.points = ask(pointers, record, past)
+        elif pointers == "selected":
+            decision.points = decision.kept
+        shown = method.recent.when is not None and ask(method.recent.when, record, past)
         self.buffer.used(record.similarity)
         past.append(record)  # type: ignore[attr-defined]
         before = self.history.previous
         if not self._overtaken(frame_idx, before):
             self.history.previous = pending.reference
-        if filled and self.last is not None:
+        if shown and self.last is not None:
             self.slide(frame_idx, self.last.slots)
-        if decision.kept and self.method.keep_before:
+        if decision.kept and method.keyframes.before is not None:
             self._keep_before(frame_idx, before)
         self.decided[frame_idx] = record, decision
-        if decision.trusted and self.last is not None:
+        if ranked and self.last is not None:
             self.trust(frame_idx, self.last)
         if decision.kept:
             self.accept(record, pending.reference)
-        elif decision.trusted and self.minor.capacity:
-            self._hold(record, self.minor, pending.reference)
+        elif taken is not None:
+            self._hold(record, self.others, pending.reference)
         return record, decision.kept
 
+    def _takes(self, shelf: Keyframes | Others, record: FrameRecord) -> bool:
+        there = isinstance(shelf, Keyframes) or self.others.capacity > 0
+        return there and ask(shelf.when, record, self.history.records)
+
     def _keep_before(self, frame_idx: int, reference: Reference | None) -> None:
-        """Make the last trustworthy frame before a keyframe one too, while its memory is still there."""
+        """Make the last frame before a keyframe that may be one become one too, while its memory is still there."""
         moment = self.last
         for idx, (record, decision) in sorted(self.decided.items(), key=lambda seen: abs(seen[0] - frame_idx)):
             if moment is None or abs(idx - frame_idx) >= moment.slots or decision.kept:
                 return
-            if decision.trusted and self.usable(idx):
+            if decision.before and self.usable(idx):
                 decision.kept = True
-                self.minor.discard(idx)
+                self.others.discard(idx)
                 self._hold(record, self.buffer, reference if reference and reference.frame_idx == idx else None)
                 return
 
     def before_keyframe(self) -> int | None:
-        """Return the frame that `keep_before` would make a keyframe next, so that its memory stays."""
-        trusted = [idx for idx, (_, decision) in self.decided.items() if decision.trusted]
-        if not self.method.keep_before or self.last is None:
+        """Return the frame that would become a keyframe with the next one, so that its memory stays."""
+        if self.method.keyframes.before is None or self.last is None:
             return None
-        return min(trusted, key=self.last.distance, default=None)
+        ready = [idx for idx, (_, decision) in self.decided.items() if decision.before]
+        return min(ready, key=self.last.distance, default=None)
 
     def accept(self, record: FrameRecord, reference: Reference | None) -> None:
         """Make a frame a keyframe: later ones are compared with it."""
@@ -384,8 +380,8 @@ class Selection:
 
     def correct(self, frame_idx: int, reference: Reference | None) -> None:
         """Take in a tracked frame that the user corrected: it becomes a keyframe unasked."""
-        names = (*BASE_SCORES, *(scorer.name for scorer in self.method.scorers()))
-        record = FrameRecord(frame_idx, math.nan, dict.fromkeys(names, math.nan))
+        names = (scorer.name for scorer in (*self.method.scorers, *ALWAYS))
+        record = FrameRecord(frame_idx, dict.fromkeys(names, math.nan))
         if self.method.protect_corrections:
             self.corrected[frame_idx] = record
             if reference is not None:
@@ -401,7 +397,7 @@ class Selection:
         self._pass(self.corrected[frame_idx], self.references.get(frame_idx), self.last)
 
     def _pass(self, record: FrameRecord, reference: Reference | None, now: Moment | None) -> None:
-        self.decided[record.frame_idx] = record, Decision(trusted=True, kept=True)
+        self.decided[record.frame_idx] = record, Decision(kept=True, before=True)
         if self.last is not None:
             self.trust(record.frame_idx, self.last)
         key = self.last_key
@@ -414,14 +410,14 @@ class Selection:
         """Move frames that are no longer recent into their buffers.
 
         Returns:
-            The frames that entered, each with whether it is a minor one, and the keyframes that left.
+            The frames that entered, each with whether it is a keyframe, and the keyframes that left.
         """
         entered, gone = [], []
         for record, buffer in list(self.ageing.values()):
-            if moment.distance(record.frame_idx) > self.method.recent:
+            if moment.distance(record.frame_idx) > self.method.newest:
                 del self.ageing[record.frame_idx]
                 left = buffer.push(record, moment.frame_idx)
-                entered.append((record.frame_idx, buffer is self.minor))
+                entered.append((record.frame_idx, buffer is self.buffer))
                 if left is not None:
                     self.references.pop(left.frame_idx, None)
                     gone += [left] if buffer is self.buffer else []
@@ -439,7 +435,7 @@ class Selection:
     def choose(self, moment: Moment, prompts: int) -> tuple[list[int], list[int], int]:
         """Return the newest frames to attend to, the frames held to choose from, and how many of those to attend to.
 
-        More are held than attended to only where the method's `select` decides on the device.
+        More are held than attended to only where the rule for reading keyframes decides on the device.
 
         Args:
             moment: The frame to be tracked.
@@ -447,35 +443,35 @@ class Selection:
         """
         method = self.method
         held, count = self._select(moment, prompts)
-        if isinstance(method.fill, KeyframeFilter):
-            free = moment.slots - min(len(held), count) + (1 - prompts if method.anchored else 0)
+        if method.recent.when is not None:
+            free = moment.slots + 1 - prompts - min(len(held), count)  # as many as SAM 2 codes, prompts included
             newest = [idx for idx in self.window if idx not in held and self.usable(idx)]
-            return newest[-max(1, free) :], held, count
+            return newest[-max(1, min(free, method.recent.n)) :], held, count
         grid = method.grid(moment)
         places = [(code, idx) for code, idx in enumerate(grid.places()) if self.usable(idx) and idx not in held]
-        newest = [idx for code, idx in places if code < method.recent]
+        newest = [idx for code, idx in places if code < method.newest]
         if method.fill:
             free = moment.slots - len(newest) - min(len(held), count)
             newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
         return newest, held, count
 
     def _select(self, moment: Moment, prompts: int) -> tuple[list[int], int]:
-        select = self.method.select
+        select = self.method.keyframes.read
 
         def there(frame_idx: int) -> bool:
             return moment.past(frame_idx) and self.usable(frame_idx)
 
-        keyframes, minor = ([r for r in buffer if there(r.frame_idx)] for buffer in (self.buffer, self.minor))
+        keyframes, others = ([r for r in buffer if there(r.frame_idx)] for buffer in (self.buffer, self.others))
         corrected = sorted(filter(there, self.corrected), key=moment.distance)
-        room = max(0, moment.slots - self.method.recent)
+        room = max(0, moment.slots - self.method.newest)
         corrected = corrected[: -(-room // 2)]  # the nearest, so that they do not crowd out the rest
         if self.method.anchored and not select.chooses:
-            room = len(keyframes) + len(minor) + len(corrected)
+            room = len(keyframes) + len(others) + len(corrected)
         if select.on_device:
-            chosen: Sequence[FrameRecord] = keyframes + minor
+            chosen: Sequence[FrameRecord] = keyframes + others
         else:
             newest = self.history.records[-1] if self.history.records else None
-            pools = [keyframes + minor] if select.chooses else [keyframes, minor]
+            pools = [keyframes + others] if select.chooses else [keyframes, others]
             chosen = []
             for pool in pools:
                 left = room - len(corrected) - len(chosen)
@@ -491,7 +487,7 @@ class Selection:
             prompted: Whether the pointer of a prompted frame is read, so that there may be no other.
         """
         near = moment.behind(moment.pointers)
-        if self.method.pointers == "ranked":
+        if isinstance(self.method.pointers, Ranked):
             ranked = [idx for idx in reversed(self.trusted) if idx in stored and moment.past(idx)]
             newest = [idx for idx in near[:1] if idx in stored and idx not in ranked]
             return dict(zip(near, newest + ranked, strict=False))

@@ -26,6 +26,7 @@ from sam2_keyframe.attention.maths import (
 from sam2_keyframe.attention.schemes import SUREST
 from sam2_keyframe.bank.statistics import pointer_tokens
 from sam2_keyframe.bank.store import Entry
+from sam2_keyframe.memory import Prompts
 from sam2_keyframe.types import Memory, Moment
 
 _Entry = TypeVar("_Entry")
@@ -246,28 +247,25 @@ def _plan_tokens(
     return plan
 
 
-def assign_codes(temporal: str, newest: Sequence[int], held: Sequence[int], moment: Moment) -> dict[int, int]:
+def assign_codes(codes: str, code: str, newest: Sequence[int], held: Sequence[int], moment: Moment) -> dict[int, int]:
     """Return SAM 2's learned temporal code for each frame: 0 is the newest, `moment.slots` the row of prompted frames.
 
     Args:
-        temporal: "slot", "rank", "anchor" or "prompt", as in `KeyframeMemory`.
+        codes: "rank" or "slot", as in `KeyframeMemory`.
+        code: "time", "anchor" or "prompt", as in `Keyframes`.
         newest: Recent frames, each at an index that SAM 2 looks up.
         held: Keyframes, nearest first.
         moment: The frame being tracked.
     """
-    if temporal in ("anchor", "prompt"):
-        return {**dict.fromkeys(held, moment.slots), **_ranks(newest, moment)}
-    if temporal == "rank":
-        return _ranks([*newest, *held], moment)
+    if code != "time":
+        return {**dict.fromkeys(held, moment.slots), **assign_codes(codes, "time", newest, (), moment)}
+    if codes == "rank":
+        return {idx: rank for rank, idx in enumerate(sorted([*newest, *held], key=moment.distance))}
     slots = {place: code for code, place in enumerate(moment.places())}
     true = {idx: slots[idx] for idx in (*newest, *held) if idx in slots}
     free = [code for code in range(moment.slots) if code not in true.values()]
     older = [idx for idx in held if idx not in true]
     return {**true, **dict(zip(older, free[len(free) - len(older) :], strict=True))}
-
-
-def _ranks(frames: Sequence[int], moment: Moment) -> dict[int, int]:
-    return {idx: rank for rank, idx in enumerate(sorted(frames, key=moment.distance))}
 
 
 def closest(frame_idx: int, cond: Mapping[int, object], cap: int) -> list[int]:
@@ -285,11 +283,14 @@ def closest(frame_idx: int, cond: Mapping[int, object], cap: int) -> list[int]:
     return chosen + rest[: cap - len(chosen)]
 
 
-def allowed_prompts(cond: Mapping[int, _Entry], most: int | None, moment: Moment) -> Mapping[int, _Entry]:
-    """Return the prompted frames that may be attended to: all, or at most `most`, the first and the nearest."""
+def allowed_prompts(cond: Mapping[int, _Entry], rule: Prompts, moment: Moment) -> Mapping[int, _Entry]:
+    """Return the prompted frames that may be attended to: all, or at most so many, the nearest."""
+    if not rule.future:
+        cond = {t: entry for t, entry in cond.items() if moment.distance(t) >= 0}
+    most = rule.most
     if most is None or len(cond) <= most:
         return cond
     first = max(cond) if moment.reverse else min(cond)
     nearest = sorted(cond, key=lambda t: (not moment.past(t) and most == 1, abs(t - moment.frame_idx)))
-    kept = nearest[:1] if most == 1 else [first, *(t for t in nearest if t != first)][:most]
+    kept = nearest[:most] if most == 1 or not rule.keep_first else [first, *(t for t in nearest if t != first)][:most]
     return {t: entry for t, entry in cond.items() if t in kept}

@@ -50,8 +50,8 @@ class FrameStats:
         significance: The method's score; NaN when unknown.
         keyframe: Whether the frame became a keyframe; None until the next frame has asked for memories.
         evicted: Frames that left the rolling buffer when this frame was decided.
-        keyframes: Keyframes held while this frame was tracked: those in the rolling buffer, at most `capacity`. A frame
-            that became one enters it when it leaves the recent frames; corrected frames are held besides.
+        keyframes: Keyframes held while this frame was tracked: those in the rolling buffer, at most as many as its
+            shelf has. One that became one enters it when it leaves the recent frames; corrected frames are held apart.
     """
 
     frame_idx: int

@@ -214,9 +214,6 @@ class Store:
         return [*chosen, *(tensor for _, payload in self.payloads.values() for tensor in payload.tensors())]
 
 
-TOGETHER = 5
-"""Keyframes merged into one long-term memory, before a new one is begun."""
-
 LEAST = 1e-3
 """Weight of a keyframe that was never attended to."""
 
@@ -246,26 +243,27 @@ class Merged:
         self.entry, self.frames = entry, self.frames + frames
 
 
-class LongTerm:
-    """At most `capacity` long-term memories, oldest first; when there is one too many, the two oldest are merged.
+class MergedMemories:
+    """At most `n` long-term memories, oldest first; when there is one too many, the two oldest are merged.
 
     Args:
-        capacity: Memories held at most; with 0 nothing may be added.
+        n: Memories held at most; with 0 nothing may be added.
+        of: Keyframes merged into one, before a new one is begun.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, n: int, of: int) -> None:
+        self.n, self.of = n, of
         self._held: list[Merged] = []
 
     def add(self, entry: Mapping[str, Any], weight: float) -> None:
         """Merge a memory that leaves, with a weight of at least 0."""
         features, dtype, weight = entry["maskmem_features"].float(), entry["maskmem_features"].dtype, max(weight, LEAST)
         entry = {**entry, "maskmem_features": None}
-        if self._held and self._held[-1].frames < TOGETHER:
+        if self._held and self._held[-1].frames < self.of:
             self._held[-1].merge(entry, features, weight, 1)
         else:
             self._held.append(Merged(entry, features, dtype, weight, 1))
-        if len(self._held) > self.capacity:
+        if len(self._held) > self.n:
             oldest = self._held.pop(0)
             into = self._held[0]
             into.merge(into.entry, oldest.features, oldest.weight, oldest.frames)

@@ -1,44 +1,22 @@
 """Published memory rules, and rules adapted from other systems, in our vocabulary.
 
-Each is a `KeyframeMemory`: a fixed setting of the same choices, for several objects, in both directions, with bounded
-memory. Where that differs from what the authors' code does, the docstring says so. No code was taken from anywhere.
+Each is a function that returns a `KeyframeMemory`: for several objects, in both directions, with bounded memory. Where
+that differs from what the authors' code does, the docstring says so. No code was taken from anywhere.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 from sam2_keyframe.attention.maths import Modulated
-from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.memory import KeyframeMemory, Keyframes, LongTerm, Prompts, Ranked, Recent, check_bool
+from sam2_keyframe.rules.adaptive import SceneBoundary, StableArea
 from sam2_keyframe.rules.eviction import LeastUsed, MostSimilar, RelevanceFreshness
-from sam2_keyframe.rules.filters import (
-    Always,
-    EffectiveScore,
-    EveryNth,
-    Frames,
-    MinGap,
-    Never,
-    Quality,
-    SceneBoundary,
-    StableArea,
-    Threshold,
-    Visible,
-)
+from sam2_keyframe.rules.filters import EffectiveScore, EveryNth, Frames, MinGap, Visible
 from sam2_keyframe.rules.motion import Kalman
 from sam2_keyframe.rules.retrieval import DropRedundant, Reconstruct
-from sam2_keyframe.scorers import Distractor, Histogram
+from sam2_keyframe.scorers import Area, Distractor, Histogram, KalmanOverlap, PredictedIoU
 
-SHOWN = Threshold(0.0, of="area")
+SHOWN = Area() > 0
 """The chosen mask is not empty."""
-
-
-def unmeasured(**choices: Any) -> KeyframeMemory:
-    """Return a method that trusts and keeps every frame, unless told otherwise, and measures none."""
-    defaults: dict[str, Any] = {"gate": Always(), "scorer": None, "keep": Always()}
-    if choices.get("capacity") == 0:
-        defaults["keep"] = Never()
-    return KeyframeMemory(**{**defaults, **choices})
 
 
 # -- published on SAM 2 -----------------------------------------------------------------------------------------------
@@ -53,28 +31,28 @@ def stride(r: int = 5) -> KeyframeMemory:
     Source: Ravi et al. 2408.00714; sam2/modeling/sam2_base.py, _prepare_memory_conditioned_features (Apache-2.0).
     SAM 2 keeps every frame; this keeps what the next frames will read.
     """
-    return unmeasured(capacity=0, temporal="slot", stride=r, protect_corrections=False)
+    return KeyframeMemory(Recent(1, every=r), codes="slot", protect_corrections=False)
 
 
-def samurai(kalman: bool = False, weight: float = 0.25) -> KeyframeMemory:
+def samurai(kalman: bool = False, weight: float = 0.25, quality: float = 0.5) -> KeyframeMemory:
     """The newest frame, and the last five of predicted IoU > 0.5 on which the object is visible. Pointers as in SAM 2.
 
     Args:
         kalman: Also choose among the decoder's masks by motion, and reject frames on which the chosen mask does not
             overlap the prediction.
         weight: How much the motion counts in that choice: 0.25 for the tiny, small and base models, 0.15 for large.
+        quality: Bound on the predicted IoU.
 
     Source: Yang et al. 2411.11922; yangchris11/samurai, sam2/modeling/sam2_base.py (Apache-2.0). There: reverse
     tracking and prompts later than frame 0 raise KeyError, frame 1 is never accepted, one filter is shared by all
     objects and videos, an empty mask updates it with a box of zeros, and its configurations also lower the threshold
     of visibility to -1, which is not part of the selection and not done here.
     """
-    if not isinstance(kalman, bool):
-        raise TypeError(f"kalman={kalman!r}: must be True or False")
-    gate, motion = Visible() & Quality(0.5), Kalman(weight=weight)
-    if kalman:
-        gate = gate & Threshold(0.0, of="kalman_overlap")
-    return unmeasured(fill=False, gate=gate, choice=motion if kalman else None)
+    check_bool("kalman", kalman)
+    good, motion = Visible() & (PredictedIoU() > quality), Kalman(weight)
+    if not kalman:
+        return KeyframeMemory(Recent(1), Keyframes(5, good), fill=False)
+    return KeyframeMemory(Recent(1), Keyframes(5, good & (KalmanOverlap() > 0)), fill=False, choice=motion)
 
 
 def sam2long(theta: float = 0.3) -> KeyframeMemory:
@@ -90,7 +68,8 @@ def sam2long(theta: float = 0.3) -> KeyframeMemory:
     Source: the selection and modulation of Ding et al. 2410.16268 (CC-BY-NC-4.0; the rule was read, no code taken). The
     tree of three paths is not in it. There: one object, one prompt, forward; the oldest accepted pointer is dropped.
     """
-    return unmeasured(fill=False, gate=Visible() & Quality(theta), pointers="ranked", attend=Modulated())
+    good = Visible() & (PredictedIoU() > theta)
+    return KeyframeMemory(Recent(1), Keyframes(5, good), fill=False, pointers=Ranked(good), attend=Modulated())
 
 
 def dam4sam_ram() -> KeyframeMemory:
@@ -102,7 +81,7 @@ def dam4sam_ram() -> KeyframeMemory:
     Source: Videnovic et al. 2411.17576; jovanavidenovic/DAM4SAM (no licence; the rule was read, no code taken). There:
     forward, one object, the prompt on frame 0. Masks count at a quarter of the model's resolution here.
     """
-    return unmeasured(capacity=0, fill=SHOWN, stride=5, pointers=SHOWN, temporal="prompt")
+    return KeyframeMemory(Recent(6, SHOWN, every=5), pointers=SHOWN)
 
 
 def dam4sam() -> KeyframeMemory:
@@ -117,16 +96,11 @@ def dam4sam() -> KeyframeMemory:
     the prompt on frame 0, areas and boxes at video resolution; a recent slot without a frame can cost a scan to the
     start.
     """
-    return unmeasured(
-        capacity=3,
-        fill=SHOWN,
-        stride=5,
-        pointers=SHOWN,
-        temporal="prompt",
-        scorer=Distractor(),
-        gate=Quality(0.8) & SHOWN & StableArea(),
-        keep=Threshold(0.3 - 1e-6) & MinGap(6, prompts=False),
-    )
+    return KeyframeMemory(Recent(6, SHOWN, every=5), Keyframes(3, ANCHOR, code="prompt"), pointers=SHOWN)
+
+
+ANCHOR = (PredictedIoU() > 0.8) & SHOWN & StableArea() & (Distractor() > 0.3 - 1e-6) & MinGap(6, prompts=False)
+"""The frame resolves a distractor."""
 
 
 def d4sm() -> KeyframeMemory:
@@ -137,20 +111,23 @@ def d4sm() -> KeyframeMemory:
     Source: alanlukezic/d4sm (Apache-2.0), the bounded multi-object version of DAM4SAM. There pointers are coded by
     rank, gaps in the temporal codes count the anchors in between, and reverse is not handled.
     """
-    return replace(dam4sam(), temporal="anchor")
+    return KeyframeMemory(Recent(6, SHOWN, every=5), Keyframes(3, ANCHOR, code="anchor"), pointers=SHOWN)
 
 
 def sam3() -> KeyframeMemory:
     """SAM 3's frame filter: the newest frame, and the last five whose effective score exceeds 0.01.
 
     The effective score is max(0, 2 sigmoid(object score) - 1) x predicted IoU. The pointers of the last 15 such frames
-    are read, each at its rank. At most four prompted frames are attended to.
+    are read, each at its rank. At most four prompted frames are attended to, the nearest.
 
     Source: facebookresearch/sam3, sam3_tracker_base.py (SAM License; the rule was read, no code taken). There the score
     is averaged over objects, memories are trimmed at two ages and only forward (here what is not read leaves at once),
-    and the oldest accepted pointer is dropped.
+    and the oldest accepted pointer is dropped. With a score of its own for each object, as here, the rule is that of
+    SAM3-DMS (2601.09699; FudanCVL/SAM3-DMS, sam3_video_base.py).
     """
-    return unmeasured(fill=False, gate=EffectiveScore(0.01), pointers="ranked", conditioning=4)
+    good = EffectiveScore(0.01)
+    prompts = Prompts(4, keep_first=False)
+    return KeyframeMemory(Recent(1), Keyframes(5, good), fill=False, pointers=Ranked(good), prompts=prompts)
 
 
 def surgical(drop: int = 2) -> KeyframeMemory:
@@ -160,50 +137,52 @@ def surgical(drop: int = 2) -> KeyframeMemory:
     read, no code taken). There the first memory is exempt and other prompts are not, nothing is evicted, and the
     published speed belongs to a fine-tuned model at 512 px.
     """
-    return unmeasured(fill=False, temporal="slot", select=DropRedundant(drop, in_reach=True))
+    read = DropRedundant(drop, in_reach=True)
+    return KeyframeMemory(Recent(1), Keyframes(5, read=read), fill=False, codes="slot")
 
 
 # -- adapted from other systems: training-free analogues, not the originals --------------------------------------------
 
 
-def rmem_style() -> KeyframeMemory:
-    """After RMem: every 5th visible frame; of those held, the least relevant and least fresh leaves.
+def rmem_style(n: int = 5) -> KeyframeMemory:
+    """After RMem: every n-th visible frame; of those held, the least relevant and least fresh leaves.
 
     Relevance is the share of a proxy of SAM 2's attention, smoothed; freshness an upper confidence bound.
 
     Source: Zhou et al. 2406.08476 (CVPR 2024), Restricted-Memory/RMem (MIT), made for AOT and DeAOT with trained
     temporal codes. Capacity 5 and the newest frame here, 8 there.
     """
-    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), evict=RelevanceFreshness())
+    return KeyframeMemory(Recent(1), Keyframes(5, Visible() & EveryNth(n), evict=RelevanceFreshness()), fill=False)
 
 
-def xmem_style() -> KeyframeMemory:
-    """After XMem: every 5th visible frame is working memory; the least used leaves and is merged into long-term memory.
+def xmem_style(n: int = 5) -> KeyframeMemory:
+    """After XMem: every n-th visible frame is working memory; the least used leaves, merged into long-term memory.
 
     Merging is cell by cell, weighted by usage (a proxy of SAM 2's attention), five frames into one, two such held.
 
     Source: Cheng and Schwing 2207.07115 (ECCV 2022), hkchengrex/XMem (MIT), made for a network trained with it, where
     128 prototype tokens are kept. That a merged memory helps SAM 2 is claimed by nobody.
     """
-    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), evict=LeastUsed(), consolidate=2, capacity=5)
+    working = Keyframes(5, Visible() & EveryNth(n), evict=LeastUsed())
+    return KeyframeMemory(Recent(1), working, LongTerm(2, of=5), fill=False)
 
 
-def stremn_style() -> KeyframeMemory:
-    """After STReMN: every 5th visible frame is written, once the slots are full over the one most similar to it.
+def stremn_style(n: int = 5) -> KeyframeMemory:
+    """After STReMN: every n-th visible frame is written, once the slots are full over the one most similar to it.
 
     Source: Space Time Recurrent Memory Network, 2109.06474, where a learned Gumbel-Softmax chooses the slot.
     """
-    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), evict=MostSimilar())
+    return KeyframeMemory(Recent(1), Keyframes(5, Visible() & EveryNth(n), evict=MostSimilar()), fill=False)
 
 
-def rmscl_style() -> KeyframeMemory:
+def rmscl_style(n: int = 5) -> KeyframeMemory:
     """After RMSCL: of 32 frames held, those that reconstruct the newest one by few non-negative coefficients are read.
 
-    Every 5th visible frame is held. The newest frame stands for the current one, which saves a wait for the device.
+    Every n-th visible frame is held. The newest frame stands for the current one, which saves a wait for the device.
 
     Source: Nazemi et al. 2309.15274, abstract only; there memory is selected for online fine-tuning, not for attention.
     """
-    return unmeasured(fill=False, gate=Visible(), keep=EveryNth(5), capacity=32, select=Reconstruct())
+    return KeyframeMemory(Recent(1), Keyframes(32, Visible() & EveryNth(n), read=Reconstruct()), fill=False)
 
 
 # -- ours -------------------------------------------------------------------------------------------------------------
@@ -215,8 +194,9 @@ def scene_hsv(above: float = 0.35) -> KeyframeMemory:
     Source: the detector of SeC (OpenIXCLab/SeC, inference/modeling_sec.py, Apache-2.0): Bhattacharyya distance of
     hue-saturation histograms of neighbouring frames. Its use on SAM 2's memory is ours.
     """
-    scorer = Histogram(bins=(60, 80), reference="previous")
-    return KeyframeMemory(scorer=scorer, keep=SceneBoundary(above), keep_before=True)
+    good = Visible() & (PredictedIoU() > 0.5)
+    cut = SceneBoundary(Histogram(bins=(60, 80), reference="previous"), above)
+    return KeyframeMemory(Recent(1), Keyframes(5, good & cut, before=good))
 
 
 def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
@@ -236,7 +216,7 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
             "genetic() needs the frames that a search found on a first pass: choose_frames() on the descriptors of a "
             "Recording, which `sam2-keyframe track` writes; then wrap(predictor, 'genetic', frames=...)"
         )
-    return unmeasured(fill=False, keep=Frames(tuple(frames)), capacity=len(frames), temporal="anchor")
+    return KeyframeMemory(Recent(1), Keyframes(len(frames), Frames(tuple(frames)), code="anchor"), fill=False)
 
 
 PUBLISHED = (stride, samurai, sam2long, dam4sam, dam4sam_ram, d4sm, sam3, surgical)

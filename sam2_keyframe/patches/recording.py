@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.sam2 import Sam2, geometry_of
 from sam2_keyframe.patches.wrapping import Wrapping
@@ -176,6 +177,8 @@ class _Recorder:
             return original(**call)
         self._encoded = self._candidates = None
         entry, masks = original(**call)
+        if not has_memory(entry):  # before its first prompt, where a method does not look ahead
+            return entry, masks
         frame_idx, kind = call["frame_idx"], Kind.REVERSE if call["reverse"] else Kind.FORWARD
         if self._encoded is None or self._candidates is None:  # a corrected frame that the method protects
             frame = self._frames.prompted(frame_idx, entry, self._shared.get(frame_idx, (FrameMemo(_no_pixels), None)))

@@ -101,7 +101,7 @@ class Sam2:
         self._wrapping.wrap("clear_all_prompts_in_frame", self._clear_prompts)
         self._wrapping.wrap("propagate_in_video", self._propagate)
         self._wrapping.put("__getstate__", _refuse_copying)  # what copy, deepcopy, pickle and torch.save ask for
-        if self.method.retain != "all":
+        if self.method.store != "all":
             self._wrapping.wrap("add_new_mask", self._add_mask)
         self._supply_clearing()
         if self.method.observes:
@@ -182,7 +182,7 @@ class Sam2:
         output_dict, tracking, device = call["output_dict"], TRACKING.get(), self.predictor.device
         grid: tuple[int, int] = call["feat_sizes"][-1]
         embed = None
-        if self.method.select.on_device:
+        if self.method.keyframes.read.on_device:
             embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, grid)
         if tracking is not None:
             reading = tracking.plan(grid, device, embed)
@@ -210,6 +210,9 @@ class Sam2:
             return original(**call)
         geometry = self.facts()
         moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
+        absent = bank.not_yet(output_dict["cond_frame_outputs"], moment)
+        if absent is not None:
+            return absent, absent["pred_masks"].to(self.predictor.device)
         tracking = Tracking.begin(bank, output_dict["cond_frame_outputs"], moment, geometry)
         corrected = bank.pass_over(frame_idx, moment)
         if corrected is not None:
@@ -252,7 +255,7 @@ class Sam2:
         """Go on with the objects that there are when some are removed or added in the loop over the frames.
 
         SAM 2 fixes their number when it begins: after a removal it fails, and an object added is not tracked. Under
-        `retain="all"` only the failure is mended.
+        `store="all"` only the failure is mended.
         """
         state, reverse, most = call["inference_state"], call["reverse"], call["max_frame_num_to_track"]
         end, repeated = None, False
@@ -265,7 +268,7 @@ class Sam2:
                 if not repeated:
                     yield t, obj_ids, masks
                 repeated, now = False, state["obj_ids"]
-                if now != known and (self.method.retain != "all" or not set(known) <= set(now)):
+                if now != known and (self.method.store != "all" or not set(known) <= set(now)):
                     break
             else:
                 return

@@ -14,14 +14,15 @@ from typing import Any
 
 from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
+from sam2_keyframe.conditions import parts_of
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
 from sam2_keyframe.patches.recording import record
 from sam2_keyframe.replay.given_masks import from_masks
 from sam2_keyframe.replay.player import Player
 from sam2_keyframe.replay.recording import Recording
-from sam2_keyframe.rules.filters import And, Not, Or, Visible, reads
-from sam2_keyframe.types import KeyframeFilter
+from sam2_keyframe.rules.filters import EffectiveScore, Visible
+from sam2_keyframe.types import Scorer
 from sam2_keyframe.video.source import FrameSource
 
 __all__ = ["Geometry", "Recording", "Replay", "from_masks", "record", "replay"]
@@ -52,8 +53,12 @@ class Replay:
         ]
         missing = {name for row in rows for name, value in row.scores.items() if math.isnan(value)}
         missing -= {name for row in rows for name, value in row.scores.items() if not math.isnan(value)}
-        asked = {name for rule in self.method.rules() for name in _gated(rule)}
-        asked |= {self.method.scorer.name} if self.method.scorer is not None else set()
+        asked: set[str] = set()
+        for part in (part for rule in self.method.rules for part in parts_of(rule)):
+            asked |= {part.name} if isinstance(part, Scorer) else set()
+            asked |= {"predicted_iou", "object_score"} if isinstance(part, EffectiveScore) else set()
+            # At 0, whether the object is visible is told by whether its mask is empty, too.
+            asked |= {"object_score"} if isinstance(part, Visible) and part.above > 0 else set()
         return sorted(missing & asked)
 
     @property
@@ -172,15 +177,6 @@ def replay(
         {obj_id: sorted(thing.cond) for obj_id, thing in played.items()},
         {obj_id: thing.held for obj_id, thing in played.items()},
     )
-
-
-def _gated(rule: KeyframeFilter) -> frozenset[str]:
-    """Return the scores that a rule reads, but for whether the object is visible: an empty mask tells that, too."""
-    if isinstance(rule, And | Or):
-        return _gated(rule.first) | _gated(rule.second)
-    if isinstance(rule, Not):
-        return _gated(rule.inner)
-    return frozenset() if isinstance(rule, Visible) and rule.above <= 0 else reads(rule)
 
 
 def _decisions(row: FrameStats) -> dict[str, Any]:

@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from sam2_keyframe.bank.bank import NO_OBJECT
 from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.replay.recording import Recording
 from sam2_keyframe.replay.steps import Kind, Step, pack
-
-NO_OBJECT = -1024.0
-"""Object score of an empty mask, as in SAM 2 (sam2/modeling/sam2_base.py, NO_OBJ_SCORE)."""
 
 VOID = 255
 """Label of pixels that belong to nothing known, in DAVIS and PASCAL VOC masks."""

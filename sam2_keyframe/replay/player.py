@@ -87,7 +87,7 @@ class Player:
         self.recording, self.source, self.method, self.geometry = recording, source, method, geometry
         self.objects: dict[Any, Thing] = {}
         self._memo: tuple[int, FrameMemo] | None = None
-        names = {scorer.name: _recorded_as(scorer) for scorer in method.scorers()}
+        names = {scorer.name: _recorded_as(scorer) for scorer in method.scorers}
         self._known = {name: known for name, known in names.items() if known is not None}
         blank = torch.zeros((1, 1, 1, 1))
         grid, side = (geometry.memory_side,) * 2, (geometry.mask_side,) * 2
@@ -119,16 +119,16 @@ class Player:
             raise ValueError(
                 f"choice={self.method.choice!r} chooses masks, and a replay has them held fixed: run it with SAM 2"
             )
-        if self.method.select.on_device:
+        if self.method.keyframes.read.on_device:
             raise ValueError(
-                f"select={self.method.select!r} looks at the features of the frame to be tracked, which are not "
-                "recorded: run it with SAM 2, or replay select=Nearest()"
+                f"read={self.method.keyframes.read!r} looks at the features of the frame to be tracked, which are not "
+                "recorded: run it with SAM 2, or replay read=Nearest()"
             )
         step = next((s for s in self.recording.steps if s.mask), None)
         if step is None or not self.method.observes:
             return
         frame = self._frame(step)
-        for scorer in self.method.scorers():
+        for scorer in self.method.scorers:
             if isinstance(scorer, Stability) and scorer.name not in frame.measured:
                 raise ValueError(
                     f"{scorer!r} needs the mask's logits, of which only Stability() of a recording is known"
@@ -137,9 +137,9 @@ class Player:
         relation = self.method.relation
         checks: list[tuple[object, Callable[[], object]]] = [
             (scorer, lambda scorer=scorer: frame.measure(scorer, History()))  # type: ignore[misc]
-            for scorer in reversed([*self.method.scorers()])  # parts before what they are parts of
+            for scorer in reversed(self.method.scorers)  # parts before what they are parts of
         ]
-        checks.append((self.method.select, lambda: self.method.select.describe(frame)))
+        checks.append((self.method.keyframes.read, lambda: self.method.keyframes.read.describe(frame)))
         if relation is not None:
             checks.append((relation, lambda: relation.relate(frame, held)))
         for asked, check in checks:
@@ -180,6 +180,8 @@ class Player:
         """Plan what is read, take in the frame, let go what the next one does not need."""
         bank, geometry = thing.bank, self.geometry
         moment = geometry.moment(step.frame_idx, step.kind is Kind.REVERSE, self.recording.num_frames)
+        if bank.not_yet(thing.cond, moment) is not None:
+            return
         tracking = Tracking.begin(bank, thing.cond, moment, geometry, began=math.nan)
         if bank.pass_over(step.frame_idx, moment) is not None:
             return

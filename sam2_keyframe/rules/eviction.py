@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from sam2_keyframe._checks import check_relation, check_whole
+from sam2_keyframe.conditions import check_scorer
 from sam2_keyframe.rules.similarity import AttentionShare, DescriptorCosine
-from sam2_keyframe.types import FrameRecord, Relation
+from sam2_keyframe.scorers import MaskIoU
+from sam2_keyframe.types import FrameRecord, Relation, Scorer
 
 
 @runtime_checkable
@@ -38,20 +40,23 @@ class Oldest:
 
 @dataclass(frozen=True)
 class LeastSignificant:
-    """The keyframe of the lowest significance leaves; of equals the farthest. The newcomer may be the one.
+    """The keyframe of the lowest score leaves, so that the most significant stay; of equals the farthest.
 
-    An unknown significance (NaN) ranks highest: nothing comparable was known when the frame came. Which keyframes
-    stay does not depend on the order in which they came.
+    The newcomer may be the one that leaves. An unknown score (NaN) ranks highest: nothing comparable was known when
+    the frame came. Which keyframes stay does not depend on the order in which they came.
 
     Attributes:
-        half_life: Frames after which a significance counts half, above 0; None: it never fades. A fading rule needs
-            a significance of at least 0.
+        scorer: What is measured.
+        half_life: Frames after which a score counts half, above 0; None: it never fades. A fading rule needs a score
+            of at least 0.
     """
 
+    scorer: Scorer = MaskIoU()  # noqa: RUF009 - scorers are frozen
     half_life: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the half-life."""
+        """Check the choices."""
+        check_scorer(self.scorer, "LeastSignificant")
         if self.half_life is not None and not self.half_life > 0:
             raise ValueError(f"LeastSignificant(half_life={self.half_life!r}): must be above 0, or None")
 
@@ -60,7 +65,7 @@ class LeastSignificant:
 
         def worth(record: FrameRecord) -> float:
             fading = 1.0 if self.half_life is None else 0.5 ** (_age(record, now) / self.half_life)
-            return _known(record.significance * fading)
+            return _known(record.scores[self.scorer.name] * fading)
 
         return _lowest(held, now, worth)
 

@@ -1,95 +1,30 @@
-"""Keyframe filters: decisions on recorded numbers, in plain Python.
-
-A filter answers one question about a `FrameRecord`. Filters combine with `&`, `|` and `~`. An unknown score (NaN:
-nothing to compare with, or a frame prompted by the user) counts as new and as trustworthy, so it is accepted.
-"""
+"""Rules on a frame's own numbers: whether the object is seen, and where the frame lies. Others are in `adaptive`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from sam2_keyframe._checks import check_number, check_whole, plain, plain_number
-from sam2_keyframe.rules.adaptive import Adaptive, Hysteresis, MotionScaled, Quantile, SceneBoundary, StableArea
-from sam2_keyframe.rules.logic import And, Combinable, Not, Or, named, reads, score_of
-from sam2_keyframe.types import FrameRecord, KeyframeFilter
-
-__all__ = [
-    "FILTERS",
-    "Adaptive",
-    "Always",
-    "And",
-    "Combinable",
-    "EffectiveScore",
-    "EveryNth",
-    "Frames",
-    "Grid",
-    "Hysteresis",
-    "MaxGap",
-    "MinGap",
-    "MotionScaled",
-    "Never",
-    "Not",
-    "Or",
-    "Quality",
-    "Quantile",
-    "SceneBoundary",
-    "StableArea",
-    "Threshold",
-    "Visible",
-    "as_filter",
-    "reads",
-]
+from sam2_keyframe._checks import check_number, check_whole, plain_number
+from sam2_keyframe.conditions import Combinable
+from sam2_keyframe.rules.adaptive import Adaptive, MotionScaled, Quantile, SceneBoundary, StableArea
+from sam2_keyframe.types import FrameRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Always(Combinable):
     """Accept every frame."""
+
+    blind: ClassVar[bool] = True
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return True."""
         return True
 
 
-@dataclass(frozen=True)
-class Never(Combinable):
-    """Accept no frame."""
-
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return False."""
-        return False
-
-
-@dataclass(frozen=True)
-class Threshold(Combinable):
-    """Accept a frame whose score is above a bound.
-
-    Attributes:
-        above: The bound; a score must exceed it. In the unit of the score.
-        of: Name of the score; None for the method's significance.
-    """
-
-    above: float
-    of: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check the bound."""
-        above = plain(self, "above")
-        if isinstance(above, bool) or not isinstance(above, int | float) or math.isnan(above):
-            raise ValueError(f"Threshold(above={above!r}): must be a number")
-
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether the score exceeds the bound or is unknown."""
-        return not score_of(record, self.of) <= self.above
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The score's name, where one was given."""
-        return named(self.of)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Visible(Combinable):
     """Accept a frame on which SAM 2 sees the object.
 
@@ -99,43 +34,16 @@ class Visible(Combinable):
 
     above: float = 0.0
 
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether the object score exceeds the bound."""
-        return not score_of(record, "object_score") <= self.above
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The object score."""
-        return named("object_score")
-
-
-@dataclass(frozen=True)
-class Quality(Combinable):
-    """Accept a frame whose mask SAM 2 itself rates well.
-
-    Attributes:
-        above: Bound on the predicted IoU, in [0, 1].
-
-    Source: the gate of SAMURAI (Yang et al. 2411.11922) and SAM2Long (Ding et al. 2410.16268).
-    """
-
-    above: float = 0.5
-
     def __post_init__(self) -> None:
         """Check the bound."""
-        check_number(self, "above", low=0, high=1)
+        check_number(self, "above")
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether the predicted IoU exceeds the bound."""
-        return not score_of(record, "predicted_iou") <= self.above
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The predicted IoU."""
-        return named("predicted_iou")
+        """Return whether the object score exceeds the bound or is unknown."""
+        return not record.scores["object_score"] <= self.above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EffectiveScore(Combinable):
     """Accept a frame whose mask is both there and well rated.
 
@@ -156,27 +64,23 @@ class EffectiveScore(Combinable):
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether the effective score exceeds the bound or is unknown."""
-        seen = math.tanh(score_of(record, "object_score") / 2)  # 2 sigmoid(s) - 1
-        return not (seen <= 0 or seen * score_of(record, "predicted_iou") <= self.above)
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The object score and the predicted IoU."""
-        return named("object_score", "predicted_iou")
+        seen = math.tanh(record.scores["object_score"] / 2)  # 2 sigmoid(s) - 1
+        return not (seen <= 0 or seen * record.scores["predicted_iou"] <= self.above)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Distance(Combinable):
-    """A filter by a distance in frames."""
+    """A rule by a distance in frames."""
 
-    n: int = 5
+    blind: ClassVar[bool] = True
+    n: int
 
     def __post_init__(self) -> None:
         """Check the distance."""
         check_whole(self, "n")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EveryNth(_Distance):
     """Accept every n-th frame, counted from the object's first prompt.
 
@@ -189,20 +93,7 @@ class EveryNth(_Distance):
         return record.offset % self.n == 0
 
 
-@dataclass(frozen=True)
-class Grid(_Distance):
-    """Accept the frames whose index in the video is a multiple of n, wherever the prompts are.
-
-    Attributes:
-        n: Distance between accepted frames, at least 1.
-    """
-
-    def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
-        """Return whether the frame lies on the grid."""
-        return record.frame_idx % self.n == 0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Frames(Combinable):
     """Accept chosen frames and no others, as `choose_frames` finds them.
 
@@ -210,6 +101,7 @@ class Frames(Combinable):
         chosen: Frame indices, at least 0; any iterable of them, kept sorted.
     """
 
+    blind: ClassVar[bool] = True
     chosen: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -225,7 +117,7 @@ class Frames(Combinable):
         return record.frame_idx in self.chosen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MinGap(_Distance):
     """Accept a frame at least n frames after the last keyframe or prompt; every frame before the first of them.
 
@@ -241,45 +133,26 @@ class MinGap(_Distance):
         return (record.gap if self.prompts else record.since) >= self.n
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaxGap(_Distance):
     """Accept a frame when the last keyframe or prompt is n frames ago or more.
 
-    The question of `MinGap`, asked with `|` instead of `&`: `Adaptive() | MaxGap(60)` has a keyframe every 60 frames
-    even where nothing changes (the first that passes the gate).
+    The question of `MinGap`, asked with `|` instead of `&`: `Visible() & (Adaptive() | MaxGap(60))` has a keyframe
+    every 60 frames even where nothing changes (the first on which the object is seen).
 
     Attributes:
         n: Distance in frames after which a keyframe is due, at least 1.
     """
-
-    n: int = 60
 
     def accept(self, record: FrameRecord, past: Sequence[FrameRecord]) -> bool:
         """Return whether a keyframe is due."""
         return record.gap >= self.n
 
 
-def as_filter(keep: KeyframeFilter | float) -> KeyframeFilter:
-    """Return the filter that `keep` stands for: a number is a `Threshold` on the significance, infinity `Never`.
-
-    Raises:
-        TypeError: `keep` is neither a number nor a filter.
-        ValueError: `keep` is NaN.
-    """
-    keep = plain_number(keep)
-    if isinstance(keep, bool) or not isinstance(keep, int | float | KeyframeFilter):
-        raise TypeError(f"keep={keep!r}: give a number (a threshold on the significance) or a keyframe filter")
-    if not isinstance(keep, int | float):
-        return keep
-    if math.isnan(keep):
-        raise ValueError("keep=nan: give a number that a significance can be compared with")
-    return Never() if keep == math.inf else Threshold(float(keep))
-
-
 _ALL: tuple[type, ...] = (
-    Threshold, Adaptive, Quantile, MotionScaled, Hysteresis, SceneBoundary, Visible, Quality, EffectiveScore,
-    StableArea, EveryNth, Grid, MinGap, MaxGap, Frames, Always, Never,
+    Visible, Adaptive, Quantile, MotionScaled, SceneBoundary, EffectiveScore, StableArea, EveryNth, MinGap, MaxGap,
+    Frames, Always,
 )  # fmt: skip
 
-FILTERS: dict[str, type] = {cls.__name__: cls for cls in _ALL}
-"""Filters by name."""
+RULES: dict[str, type] = {cls.__name__: cls for cls in _ALL}
+"""Rules by name. A score compared with a number is one too: `MaskIoU() > 0.5`."""

@@ -1,7 +1,8 @@
 """Significance scorers: small frozen dataclasses with one `score` method, run on the predictor's device.
 
-Change scorers measure change against a reference frame: 0 is "same", higher is more worth keeping, NaN is "nothing
-to compare with". Quality scorers say how trustworthy the mask is.
+Compared with a number, a scorer is a rule: `MaskIoU() > 0.5`. Change scorers measure change against a reference frame:
+0 is "same", higher is more worth keeping, NaN is "nothing to compare with". Quality scorers say how trustworthy the
+mask is.
 """
 
 from sam2_keyframe.scorers.combine import Combine, Novelty, Spatiotemporal, Surprise
@@ -11,7 +12,7 @@ from sam2_keyframe.scorers.features import FeatureShift
 from sam2_keyframe.scorers.flow import OpticalFlow
 from sam2_keyframe.scorers.masks import MaskIoU, MaskShape
 from sam2_keyframe.scorers.pixels import SSIM, FrameDifference, Histogram
-from sam2_keyframe.scorers.quality import ObjectScore, PredictedIoU, Stability
+from sam2_keyframe.scorers.quality import Area, KalmanOverlap, ObjectScore, PredictedIoU, Stability
 
 SCORERS: dict[str, type] = {
     "combine": Combine,
@@ -33,15 +34,21 @@ SCORERS: dict[str, type] = {
 }
 """Every scorer by name: `SCORERS["mask_iou"]()`. `Combine` alone needs an argument, its parts."""
 
+TOLD: dict[str, type] = {"area": Area, "kalman_overlap": KalmanOverlap}
+"""Scorers of what is told of a frame whatever is measured: rules ask for them."""
+
 __all__ = [
     "SCORERS",
     "SSIM",
+    "TOLD",
+    "Area",
     "Combine",
     "Distractor",
     "EdgeChangeRatio",
     "FeatureShift",
     "FrameDifference",
     "Histogram",
+    "KalmanOverlap",
     "MaskIoU",
     "MaskShape",
     "Novelty",

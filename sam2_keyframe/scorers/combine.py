@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import check_choice, check_range, in_float32
 from sam2_keyframe.scorers.features import FeatureShift, describe, vector_change
 from sam2_keyframe.scorers.masks import MaskIoU
@@ -34,8 +35,8 @@ def standardise(value: Tensor, name: str, records: Sequence[FrameRecord], window
     return ((value - mean) / max(spread, 1e-3, 0.01 * abs(mean))).clamp(min=0)
 
 
-@dataclass(frozen=True)
-class Novelty:
+@dataclass(frozen=True, repr=False)
+class Novelty(Comparable):
     """Distance of the object's features to those of the closest keyframe held, in [0, 2].
 
     Attributes:
@@ -67,8 +68,8 @@ class Novelty:
         return vector_change(vector, torch.stack(held), self.distance).amin()
 
 
-@dataclass(frozen=True)
-class Surprise:
+@dataclass(frozen=True, repr=False)
+class Surprise(Comparable):
     """How far a score lies above its own running mean, in standard deviations, at least 0.
 
     0 for the first five frames that have the score. The standard deviation counts as at least 1e-3 and 1 % of the
@@ -101,8 +102,8 @@ class Surprise:
         return standardise(frame.measure(self.of, history), self.of.name, history.records, self.window)
 
 
-@dataclass(frozen=True)
-class Spatiotemporal:
+@dataclass(frozen=True, repr=False)
+class Spatiotemporal(Comparable):
     """A spatial change times the frames since the last keyframe: large changes count at once, small ones in time.
 
     Attributes:
@@ -132,8 +133,8 @@ class Spatiotemporal:
         return change * abs(frame.frame_idx - history.keyframe.frame_idx)
 
 
-@dataclass(frozen=True)
-class Combine:
+@dataclass(frozen=True, repr=False)
+class Combine(Comparable):
     """Several scores as one; each is recorded under its own name too. NaN where one of them is.
 
     Attributes:

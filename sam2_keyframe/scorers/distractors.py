@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, pad
 
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import in_float32
 from sam2_keyframe.scorers.masks import mask_boxes
 from sam2_keyframe.scorers.quality import PredictedIoU
@@ -20,8 +21,8 @@ ROUNDS = 8
 """Enough for spirals, combs, snakes, Hilbert curves and percolating noise of 256 x 256 pixels: tests check it."""
 
 
-@dataclass(frozen=True)
-class Distractor:
+@dataclass(frozen=True, repr=False)
+class Distractor(Comparable):
     """How far a rejected candidate mask would reach beyond the chosen one, in [0, 1].
 
     SAM 2 proposes several masks and keeps the one it rates best. Of each other mask, what the chosen one does not

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, unfold
 
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import (
     Against,
     Region,
@@ -56,8 +57,8 @@ def edges(levels: Tensor, threshold: float) -> Tensor:
     return size > largest
 
 
-@dataclass(frozen=True)
-class EdgeChangeRatio:
+@dataclass(frozen=True, repr=False)
+class EdgeChangeRatio(Comparable):
     """The larger of the shares of edge pixels that entered and that left, in [0, 1].
 
     An edge pixel has entered when no edge of the reference lies within `radius` of it, and left when no edge of the

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import Against, check_choice, earlier, in_float32
 from sam2_keyframe.types import History, TrackedFrame
 
@@ -29,8 +30,8 @@ def vector_change(a: Tensor, b: Tensor, distance: str = "cosine") -> Tensor:
     return 0.5 * (unit.square().sum(-1) + one_is_zero)
 
 
-@dataclass(frozen=True)
-class FeatureShift:
+@dataclass(frozen=True, repr=False)
+class FeatureShift(Comparable):
     """Change of one of SAM 2's own descriptions of the object, in [0, 2].
 
     The memory features and the image embedding are averaged inside the mask, each position weighted by the share

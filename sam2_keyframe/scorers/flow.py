@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import (
     Against,
     Region,
@@ -28,8 +29,8 @@ from sam2_keyframe.scorers.pixels import luminance, luminance_at
 from sam2_keyframe.types import History, Reference, TrackedFrame
 
 
-@dataclass(frozen=True)
-class OpticalFlow:
+@dataclass(frozen=True, repr=False)
+class OpticalFlow(Comparable):
     """How far, or in which direction, the picture moved. Lengths are shares of the square that SAM 2 makes of a frame.
 
     In a wide video, motion across is a share of its width and motion down of its height.

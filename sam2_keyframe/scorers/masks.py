@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import Against, check_choice, earlier, in_float32, mask_of
 from sam2_keyframe.types import History, TrackedFrame
 
@@ -29,8 +30,8 @@ def mask_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], 1)
 
 
-@dataclass(frozen=True)
-class MaskIoU:
+@dataclass(frozen=True, repr=False)
+class MaskIoU(Comparable):
     """1 - IoU of the object's mask with the reference's, in [0, 1].
 
     Reacts to motion, scale, shape and occlusion alike; blind to appearance. Both masks empty: 0; one empty: 1.
@@ -79,8 +80,8 @@ def canonical(mask: Tensor, side: int = 96) -> Tensor:
     return torch.cat([inside, (outside.sum() / area).expand(side // 16, side)])
 
 
-@dataclass(frozen=True)
-class MaskShape:
+@dataclass(frozen=True, repr=False)
+class MaskShape(Comparable):
     """Change of the mask's shape or of its size, whatever its place, in [0, 1].
 
     Both masks empty: 0; one empty: 1.

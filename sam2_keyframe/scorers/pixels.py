@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from sam2_keyframe._checks import plain
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import (
     Against,
     Region,
@@ -49,8 +50,8 @@ def luminance_at(reference: Reference | None, like: Tensor) -> Tensor | None:
     return None if kept is None or kept.shape != like.shape else kept / _STEPS
 
 
-@dataclass(frozen=True)
-class FrameDifference:
+@dataclass(frozen=True, repr=False)
+class FrameDifference(Comparable):
     """Mean absolute difference of the pixels, in [0, 1].
 
     Attributes:
@@ -116,8 +117,8 @@ def hue_saturation(image: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(coloured, sector / 6, 0.0).remainder(1), torch.where(coloured, span / high, 0.0)
 
 
-@dataclass(frozen=True)
-class Histogram:
+@dataclass(frozen=True, repr=False)
+class Histogram(Comparable):
     """Distance of the colour histograms; blind to where the colours are.
 
     An object's histogram is taken over its own dilated mask on each frame. A region without pixels has the zero
@@ -237,8 +238,8 @@ def window_means(planes: Tensor, weights: Tensor) -> Tensor:
     return means
 
 
-@dataclass(frozen=True)
-class SSIM:
+@dataclass(frozen=True, repr=False)
+class SSIM(Comparable):
     """1 - structural similarity of the luminance, in [0, 2].
 
     A Gaussian window of 11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, population variances. Over the

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from sam2_keyframe.conditions import Comparable
 from sam2_keyframe.scorers._common import check_range, in_float32
 from sam2_keyframe.types import History, TrackedFrame
 
 
-@dataclass(frozen=True)
-class PredictedIoU:
+@dataclass(frozen=True, repr=False)
+class PredictedIoU(Comparable):
     """SAM 2's own estimate of the chosen mask's IoU, in [0, 1]: the best of the candidates'; 1 on a prompted frame.
 
     Attributes:
@@ -21,6 +23,7 @@ class PredictedIoU:
     Source: SAM 2's IoU head (arXiv 2408.00714); SAM 2 keeps the candidate that it rates best.
     """
 
+    quality: ClassVar[bool] = True
     name: str = "predicted_iou"
 
     @in_float32
@@ -29,8 +32,8 @@ class PredictedIoU:
         return frame.candidate_ious.float().max()
 
 
-@dataclass(frozen=True)
-class ObjectScore:
+@dataclass(frozen=True, repr=False)
+class ObjectScore(Comparable):
     """SAM 2's logit that the object is visible; > 0: visible.
 
     Attributes:
@@ -39,6 +42,7 @@ class ObjectScore:
     Source: SAM 2's occlusion head (arXiv 2408.00714).
     """
 
+    quality: ClassVar[bool] = True
     name: str = "object_score"
 
     @in_float32
@@ -47,8 +51,8 @@ class ObjectScore:
         return frame.object_score_logits[0, 0]
 
 
-@dataclass(frozen=True)
-class Stability:
+@dataclass(frozen=True, repr=False)
+class Stability(Comparable):
     """IoU of the masks at a high and at a low threshold of the logits, in [0, 1]; 1 is a sharp mask.
 
     The mask at the high threshold lies inside the other, so their IoU is the ratio of the areas. Where even the low
@@ -61,6 +65,7 @@ class Stability:
     Source: the stability score of Segment Anything (arXiv 2304.02643).
     """
 
+    quality: ClassVar[bool] = True
     delta: float = 1.0
     name: str = "stability"
 
@@ -73,3 +78,42 @@ class Stability:
         logits = frame.pred_masks.float()
         high, low = (logits > self.delta).sum(), (logits > -self.delta).sum()
         return torch.where(low > 0, high / low.clamp(min=1), 1.0)
+
+
+@dataclass(frozen=True, repr=False)
+class Area(Comparable):
+    """Share of the frame that the mask covers, in [0, 1]; 0: the mask is empty.
+
+    Attributes:
+        name: Name of the score in records, filters and tables.
+
+    Source: ours.
+    """
+
+    quality: ClassVar[bool] = True
+    name: str = "area"
+
+    @in_float32
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return the 0-dim share."""
+        return (frame.pred_masks > 0).float().mean()
+
+
+@dataclass(frozen=True, repr=False)
+class KalmanOverlap(Comparable):
+    """IoU of the chosen mask's box with the predicted one, in [0, 1]; NaN until the motion is stable.
+
+    Known where the memory chooses masks by motion (`choice=Kalman()`).
+
+    Attributes:
+        name: Name of the score in records, filters and tables.
+
+    Source: SAMURAI (arXiv 2411.11922).
+    """
+
+    quality: ClassVar[bool] = True
+    name: str = "kalman_overlap"
+
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return NaN: the overlap is there before scores are asked for, or not at all."""
+        return frame.unknown()
