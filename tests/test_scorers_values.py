@@ -161,7 +161,9 @@ INVARIANCES: list[tuple[Any, Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("scorer", "other", "edit"), INVARIANCES, ids=repr)
+@pytest.mark.parametrize(
+    ("scorer", "other", "edit"), INVARIANCES, ids=lambda part: " ".join(part) if isinstance(part, dict) else repr(part)
+)
 def test_what_does_not_count(scorer: Any, other: Any, edit: dict[str, Any]) -> None:
     """The same edit is a change to another scorer."""
     assert change(scorer, frame(0), frame(0, index=1, **edit)) == pytest.approx(0, abs=1e-6)
