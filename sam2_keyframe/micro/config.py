@@ -43,6 +43,16 @@ def _rope(side: int, **extra: Any) -> Any:
     )
 
 
+def check_image_size(image_size: int) -> None:
+    """Check that the micro model can see squares of this side.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if image_size % 32 or not 64 <= image_size <= 1024:
+        raise ValueError(f"image_size must be a multiple of 32 from 64 to 1024, not {image_size}")
+
+
 def build_model(image_size: int = 256, initialise: bool = True) -> SAM2VideoPredictor:
     """The untrained micro SAM 2 (2.6 million parameters) as a stock ``SAM2VideoPredictor`` in training mode.
 
@@ -59,8 +69,7 @@ def build_model(image_size: int = 256, initialise: bool = True) -> SAM2VideoPred
 
     Source: the settings of ``sam2.1_hiera_t.yaml`` and ``build_sam2_video_predictor``, smaller.
     """
-    if image_size % 32 or not 64 <= image_size <= 1024:
-        raise ValueError(f"image_size must be a multiple of 32 from 64 to 1024, not {image_size}")
+    check_image_size(image_size)
     try:
         from sam2.sam2_video_predictor import SAM2VideoPredictor
     except ImportError as error:
