@@ -11,6 +11,7 @@ from sam2_keyframe.blocks import BLOCKS
 from sam2_keyframe.conditions import Combinable, Comparable, Threshold
 from sam2_keyframe.memory import KeyframeMemory, Keyframes, LongTerm, Others, Prompts, Ranked, Recent
 from sam2_keyframe.methods import METHODS, NON_CAUSAL, make_method
+from sam2_keyframe.patches.transformers import keep_frames
 from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
 from sam2_keyframe.replay import Geometry, Recording, Replay, record, replay
 from sam2_keyframe.rules.adaptive import Adaptive, MotionScaled, Quantile, SceneBoundary, StableArea
@@ -138,6 +139,7 @@ __all__ = [
     "choose_frames",
     "forget",
     "init_state",
+    "keep_frames",
     "make_method",
     "memory_stats",
     "record",

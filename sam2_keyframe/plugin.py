@@ -77,7 +77,8 @@ def wrap(predictor: Any, method: str | KeyframeMemory = "keyframe", **overrides:
     adopted.
 
     Args:
-        predictor: A `SAM2VideoPredictor` (facebookresearch sam2 of December 2024 or later).
+        predictor: A `SAM2VideoPredictor` (facebookresearch sam2 of December 2024 or later), or a `Sam2VideoModel`,
+            `Sam3TrackerVideoModel`, `EdgeTamVideoModel` or `Sam3VideoModel` of transformers 5.
         method: A name in `METHODS` or a `KeyframeMemory`.
         **overrides: Choices to replace, as in `wrap(predictor, "fifo", recent=4)`.
 

@@ -28,7 +28,7 @@ OF_A_HOST = {
 
 ALLOWED: dict[str, set[str]] = {
     "bank/bank.py": {"maskmem_features", "obj_ptr"},
-    "bank/reading.py": {"pred_masks"},
+    "bank/reading.py": {"object_score_logits", "pred_masks"},
     "bank/statistics.py": {"maskmem_features", "obj_ptr", "object_score_logits", "pred_masks"},
     "bank/store.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
     "replay/player.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},

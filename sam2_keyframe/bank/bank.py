@@ -326,7 +326,13 @@ class MemoryBank:
     # -- what it takes ------------------------------------------------------------------------------------------
 
     def account(
-        self, cond: Mapping[int, Entry], alone: Collection[int], moment: Moment, reading: Reading | None, since: float
+        self,
+        cond: Mapping[int, Entry],
+        alone: Collection[int],
+        moment: Moment,
+        reading: Reading | None,
+        since: float,
+        geometry: Geometry,
     ) -> None:
         """Add the row of the frame just tracked to the statistics.
 
@@ -336,12 +342,14 @@ class MemoryBank:
             moment: The frame.
             reading: What was read; None where nothing was.
             since: `time.perf_counter()` when its tracking began; NaN where no time was taken.
+            geometry: How far the model reads, and what it stores.
         """
         entry = self.store.entries[moment.frame_idx]
         device: torch.device = entry["obj_ptr"].device
         first, last = self.span or (moment.frame_idx, moment.frame_idx)
         self.span = min(first, moment.frame_idx), max(last, moment.frame_idx)
-        stock, window = baselines(entry, self.span, cond, alone, moment)
+        points, beside = geometry.every_prompt_points, geometry.beside_nbytes
+        stock, window = baselines(entry, self.span, cond, alone, moment, points, beside)
         frames, nbytes, host_nbytes = self.store.takes(entry, cond, moment.frame_idx, device)
         kept = self.store.tensors() + self.long_term.tensors()
         kept += [] if self.as_prompted is None else [self.as_prompted]
@@ -452,7 +460,7 @@ class Tracking:
             alone = reading.read
         else:
             alone = closest(moment.frame_idx, self.cond, self.geometry.prompts)
-        bank.account(self.cond, alone, moment, reading, self.began)
+        bank.account(self.cond, alone, moment, reading, self.began, self.geometry)
 
 
 class Banks:

@@ -48,6 +48,8 @@ class Geometry:
         prompts: Prompted frames attended to at most (`max_cond_frames_in_attn`); -1: all.
         past_pointers_only: Whether pointers of prompted frames still to come are left out.
         reads_pointers: Whether any are read (`use_obj_ptrs_in_encoder`).
+        every_prompt_points: Whether the pointers of all prompted frames are read, not only of those attended to.
+        beside_nbytes: Bytes that the host alone stores a frame and object beside what the plugin keeps of it.
     """
 
     image_size: int = 1024
@@ -61,6 +63,8 @@ class Geometry:
     prompts: int = -1
     past_pointers_only: bool = True
     reads_pointers: bool = True
+    every_prompt_points: bool = False
+    beside_nbytes: int = 0
 
     def moment(self, frame_idx: int, reverse: bool, num_frames: int) -> Moment:
         """Return where tracking stands at a frame of a video of `num_frames`."""
@@ -146,7 +150,7 @@ def plan_reading(
     # Where SAM 2 may attend to no more prompted frames, it looks for the others among the tracked ones.
     others = [t for t in prompts if t not in read and t not in slots and t not in pointers]
     found = [t for t in others if t in places]
-    tokens, asked = (len(read) + len(found) + len(memories)) * grid[0] * grid[1], grid[0] * grid[1]
+    tokens, asked = (len(read) + len(found) + len(memories)) * grid[0] * grid[1], geometry.memory_side**2
     layout = None
     spatial: list[tuple[int | None, Mapping[str, Any], Memory | None]] = []
     if attend != Whole() or queries is not None:
@@ -161,12 +165,13 @@ def plan_reading(
         tokens, asked = layout.tokens, layout.asked
     sources: list[Mapping[str, Any] | None] = []  # of the pointers, as SAM 2 concatenates them; None: a prompt's
     if prompts and geometry.reads_pointers:
-        sources += [None for t in read if not geometry.past_pointers_only or moment.distance(t) >= 0]
+        pointing = prompts if geometry.every_prompt_points else read
+        sources += [None for t in pointing if not geometry.past_pointers_only or moment.distance(t) >= 0]
         sources += [memory.entry for memory in anchors if memory.pointer]
         for place in window:
             if place in pointers:
                 sources.append({} if tracked is None else tracked[pointers[place]])
-            elif place in others:
+            elif place in others and not geometry.every_prompt_points:
                 sources.append(None)
         tokens += len(sources) * pointer_tokens(next(iter(prompts.values())))
     if isinstance(attend, Modulated) and layout is not None and len(layout.plans) > 1 and tracked is not None:

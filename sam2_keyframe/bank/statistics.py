@@ -111,12 +111,15 @@ def baselines(
     cond: Mapping[int, Mapping[str, Any]],
     read: Collection[int],
     moment: Moment,
+    every_prompt_points: bool = False,
+    beside_nbytes: int = 0,
 ) -> tuple[Occupancy, Occupancy]:
     """Return what SAM 2 alone and the lossless window would take after tracking the frames of `span`, both included.
 
     By arithmetic from the size of a stored frame: SAM 2 keeps every entry; the window keeps spatial memory and mask
     logits of the frames that will be read and the pointers of SAM 2's pointer window. Of the prompted frames `cond`, it
-    attends to those in `read` as such and comes upon others among the tracked ones.
+    attends to those in `read` as such and comes upon others among the tracked ones. `every_prompt_points` and
+    `beside_nbytes` are as in `Geometry`.
     """
     first, last = span
     device = entry["obj_ptr"].device
@@ -126,12 +129,13 @@ def baselines(
 
     tracked = last - first + 1 - sum(first <= frame_idx <= last for frame_idx in cond)
     spatial = sum(map(found, moment.places())) + len(read)
-    pointers = sum(map(found, moment.behind(moment.pointers)))
-    pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in read)
+    pointers = sum(found(t) and not (every_prompt_points and t in cond) for t in moment.behind(moment.pointers))
+    pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in (cond if every_prompt_points else read))
     tokens = spatial * entry["maskmem_features"].shape[-2:].numel() + pointers * pointer_tokens(entry)
     whole, prompts = entry_nbytes(entry, device)[0], sum(entry_nbytes(e, device)[0] for e in cond.values())
     small = entry_nbytes({k: entry[k] for k in ("obj_ptr", "object_score_logits")}, device)[0]
-    stock = Occupancy(tracked + len(cond), tracked * whole + prompts, tokens)
+    beside = (tracked + len(cond)) * beside_nbytes
+    stock = Occupancy(tracked + len(cond), tracked * whole + prompts + beside, tokens)
     held, near = min(tracked, moment.reach), min(tracked, moment.pointers)
     return stock, Occupancy(held + len(cond), held * (whole - small) + near * small + prompts, tokens)
 
@@ -147,8 +151,8 @@ def has_memory(entry: Mapping[str, Any]) -> bool:
     return features is not None and features.numel() > 0
 
 
-STORED = ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits")
-"""What SAM 2 stores of a frame, the position encoding that all frames share left out."""
+STORED = ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits", "high_res_masks")
+"""What is stored of a frame, the position encoding that all frames share left out; the last by transformers alone."""
 
 
 def entry_nbytes(entry: Mapping[str, Any], device: torch.device) -> tuple[int, int]:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sam2_keyframe.patches.driving import Driver
+from sam2_keyframe.patches.edgetam import EdgeTam
 from sam2_keyframe.patches.host import Host, ObjectFrames
 from sam2_keyframe.patches.sam2 import Sam2
+from sam2_keyframe.patches.sam3_video import Sam3Video
+from sam2_keyframe.patches.transformers import Transformers
 
-HOSTS: tuple[type[Host], ...] = (Sam2,)
+HOSTS: tuple[type[Host], ...] = (Sam2, EdgeTam, Sam3Video, Transformers)
 """The hosts, in the order in which they are asked. None of them is imported by this."""
 
 

@@ -22,6 +22,37 @@ from sam2_keyframe.attention.maths import (
 )
 from sam2_keyframe.patches.wrapping import Wrapping
 
+ROTARY = ("RoPEAttention", "Sam2VideoRoPEAttention", "Sam3TrackerVideoRoPEAttention")
+"""Rotary attention that is built as SAM 2's: facebookresearch's own class, and those of transformers."""
+
+
+class Rotary:
+    """A host's rotary attention, whatever it calls its parts.
+
+    Attributes:
+        heads: How many.
+        dim: Channels of one.
+        theta: Base of the rotary frequencies.
+        join: The projection of what the heads found together.
+    """
+
+    def __init__(self, module: Any) -> None:
+        if hasattr(module, "compute_cis"):
+            self.heads, self.theta, self.join = module.num_heads, module.compute_cis.keywords["theta"], module.out_proj
+        else:
+            self.heads, self.join = module.num_attention_heads, module.o_proj
+            self.theta = module.config.rope_parameters["rope_theta"]
+        self.dim = module.internal_dim // self.heads
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Return (B, heads, n, dim) for (B, n, C)."""
+        return tokens.view(*tokens.shape[:-1], self.heads, self.dim).transpose(1, 2)
+
+    def joined(self, found: Tensor) -> Tensor:
+        """Return (B, n, C) for (B, heads, n, dim)."""
+        out: Tensor = self.join(found.transpose(1, 2).flatten(2))
+        return out
+
 
 @dataclass(slots=True, eq=False)
 class Read:
@@ -78,7 +109,7 @@ class AttentionHook:
             )
         self._layers: list[Any] = list(getattr(getattr(predictor, "memory_attention", None), "layers", ()))
         modules = [getattr(layer, each, None) for layer in self._layers for each in ("cross_attn_image", "self_attn")]
-        if not modules or any(type(m).__name__ != "RoPEAttention" for m in modules):
+        if not modules or not all(type(m).__name__ in ROTARY for m in modules):
             raise TypeError(
                 f"{name} has no rotary memory attention as in SAM 2: use attend=Whole() and queries=Whole() with it"
             )
@@ -94,6 +125,11 @@ class AttentionHook:
             return
         for layer in self._layers:
             first, last = layer is self._layers[0], layer is self._layers[-1]
+            if not hasattr(layer.self_attn, "compute_cis"):
+                self._wrap(layer.cross_attn_image, self._attend_as_transformers)
+                self._wrap(layer.self_attn, self._attend_itself_as_transformers)
+                self._wrap(layer, partial(self._layer_as_transformers, first=first, last=last))
+                continue
             self._wrap(layer.cross_attn_image, self._attend)
             self._wrap(layer.self_attn, self._attend_itself)
             self._wrap(layer, partial(self._layer, first=first, last=last))
@@ -166,12 +202,48 @@ class AttentionHook:
         phases = layout.query_phases(tables)
         return self._attention(module, q, phases, layout.split(k), layout.split(v), layout.split(phases))
 
+    # transformers: tokens are (B, 1, n, C), of one prompt; a layer gets no position encoding of the frame; attention
+    # returns a pair. (models/sam2_video/modeling_sam2_video.py)
+
+    def _layer_as_transformers(
+        self, read: Read, layer: Any, original: Any, queries: Tensor, *, first: bool, last: bool, **rest: Any
+    ) -> Tensor:
+        layout = read.layout
+        if layout.queries is not None and first:
+            frame = queries.flatten(0, 1)
+            read.frame = frame, layout.ask(frame)
+            queries = read.frame[1][:, None]
+        out: Tensor = original(queries=queries, **rest)
+        return layout.spread(*read.frame, out.flatten(0, 1))[:, None] if last and read.frame is not None else out
+
+    def _attend_itself_as_transformers(self, read: Read, module: Any, original: Any, **given: Any) -> Any:
+        if read.layout.queries is None:
+            return original(**given)
+        q, k, v = (given[name].flatten(0, 1) for name in ("query", "key", "value"))
+        return self._attend_itself(read, module, original, q, k, v)[:, None], None
+
+    def _attend_as_transformers(
+        self, read: Read, module: Any, original: Any, query: Tensor, key: Tensor, value: Tensor, **rest: Any
+    ) -> Any:
+        q, k, v = (tokens.flatten(0, 1) for tokens in (query, key, value))
+        found = self._attend(read, module, original, q, k, v, rest.get("num_k_exclude_rope", 0), value)
+        return found[:, None], None
+
     def _attend(
-        self, read: Read, module: Any, original: Any, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0
+        self,
+        read: Read,
+        module: Any,
+        original: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        num_k_exclude_rope: int = 0,
+        memory: Tensor | None = None,
     ) -> Any:
         """Attend to memories by the layout.
 
         Tokens are averaged before the linear projections, which gives what averaging after them would, for less.
+        `memory` is the object that every layer of a read gets as its values, where that is not `v`.
         """
         self.calls += 1
         layout, spatial = read.layout, k.shape[1] - num_k_exclude_rope
@@ -182,8 +254,9 @@ class AttentionHook:
             )
         # Every layer of a read gets the same `memory` object as v and memory + pos as k (`MemoryAttention.forward`).
         tables = self._phase_tables(module, layout, k.device)
-        if read.memories is None or read.memories[0] is not v:
-            read.memories = v, layout.gather(layout.scaled(k)), layout.gather(v), layout.phases(tables)
+        memory = v if memory is None else memory
+        if read.memories is None or read.memories[0] is not memory:
+            read.memories = memory, layout.gather(layout.scaled(k)), layout.gather(v), layout.phases(tables)
         return self._attention(module, q, layout.query_phases(tables), *read.memories[1:], read=read)
 
     def _attention(
@@ -209,14 +282,15 @@ class AttentionHook:
         """
         if module.training and module.dropout_p:
             raise RuntimeError("the predictor is in training mode: call predictor.eval() before tracking")
-        query = rotate(module._separate_heads(module.q_proj(q), module.num_heads), turned)
+        rotary = Rotary(module)
+        query = rotate(rotary.split(module.q_proj(q)), turned)
         groups = []
         for count in keys:
-            key = module._separate_heads(module.k_proj(keys[count]), module.num_heads)
+            key = rotary.split(module.k_proj(keys[count]))
             if count in phases:
                 rotated = phases[count].shape[1]
                 key[:, :, :rotated] = rotate(key[:, :, :rotated], phases[count])
-            groups.append((count, key, module._separate_heads(module.v_proj(values[count]), module.num_heads)))
+            groups.append((count, key, rotary.split(module.v_proj(values[count]))))
         if read is not None and read.layout.watched is not None:
             layout = read.layout
             start = sum(part.tokens(layout.grid) for plan in layout.plans[: layout.watched] for part in plan)
@@ -224,12 +298,12 @@ class AttentionHook:
             asking = torch.stack([layout.of_each(head) for head in query.unbind(1)], dim=1)
             drawn = drawn_attention(asking, tokens, layout.grid)
             read.drawn = drawn if read.drawn is None else read.drawn + drawn
-        return module.out_proj(module._recombine_heads(attend(query, groups)))
+        return rotary.joined(attend(query, groups))
 
     def _phase_tables(self, module: Any, layout: TokenLayout, device: torch.device) -> dict[int, Tensor]:
-        dim, theta = module.internal_dim // module.num_heads, module.compute_cis.keywords["theta"]
-        tables = self._tables.setdefault((layout.grid, device, dim, theta), {})
+        rotary = Rotary(module)
+        tables = self._tables.setdefault((layout.grid, device, rotary.dim, rotary.theta), {})
         for size in {1, *layout.sizes}:
             if size not in tables:
-                tables[size] = rotary_phases(layout.grid, size, dim, theta, device)
+                tables[size] = rotary_phases(layout.grid, size, rotary.dim, rotary.theta, device)
         return tables

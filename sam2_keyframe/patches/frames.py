@@ -12,15 +12,22 @@ from torch import Tensor
 
 from sam2_keyframe.attention.maths import rotary_phases, rotate
 from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.patches.attention import Rotary
 from sam2_keyframe.rules.similarity import attention_shares, foreground_queries
 from sam2_keyframe.types import FrameMemo, TrackedFrame
 
 SCORING_SIZE = 256
 
 
-def scoring_image(image: Tensor) -> Tensor:
-    """Return (3, h, w) RGB in [0, 1], at most 256 on a side, from (1, 3, S, S) as SAM 2 normalises it."""
-    mean, std = _normalisation(image.device)
+Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+IMAGENET: Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of RGB in [0, 1] by which SAM 2 normalises."""
+
+
+def scoring_image(image: Tensor, colours: Colours = IMAGENET) -> Tensor:
+    """Return (3, h, w) RGB in [0, 1], at most 256 on a side, from (1, 3, S, S) as the model's host normalises it."""
+    mean, std = _normalisation(colours, image.device)
     if image.shape[-1] > SCORING_SIZE:
         image = F.interpolate(image, size=(SCORING_SIZE, SCORING_SIZE), mode="area")
     return (image[0].float() * std + mean).clamp(0, 1)
@@ -110,20 +117,21 @@ class Frames:
         cross, device = layer.cross_attn_image, image_embed.device
         height, width = image_embed.shape[-2:]
         if (height, width, device) not in self._phases:
-            theta = cross.compute_cis.keywords["theta"]
-            phases = rotary_phases((height, width), 1, cross.internal_dim // cross.num_heads, theta, device)
+            rotary = Rotary(cross)
+            phases = rotary_phases((height, width), 1, rotary.dim, rotary.theta, device)
             self._phases[height, width, device] = phases[None]
         phases = self._phases[height, width, device]
         queries, index = foreground_queries(image_embed.float(), masks)
         memory = torch.cat([features.to(device).float() for features in memories]) + encoding[-1].float()
         dtype = cross.q_proj.weight.dtype
-        query = cross.q_proj(layer.norm2(queries.to(dtype)))[None, None]
+        norm = layer.norm2 if hasattr(layer, "norm2") else layer.layer_norm2
+        query = cross.q_proj(norm(queries.to(dtype)))[None, None]
         key = cross.k_proj(memory.to(dtype).flatten(2).transpose(1, 2))[:, None]
         return attention_shares(rotate(query, phases[:, index])[0, 0], rotate(key, phases)[:, 0])
 
 
 @functools.cache
-def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of SAM 2's input, made once: making them waits for the device."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
+def _normalisation(colours: Colours, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of a model's input, made once: making them waits for the device."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in colours)
+    return mean, std

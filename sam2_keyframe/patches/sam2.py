@@ -6,8 +6,7 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.host import ObjectFrames
 from sam2_keyframe.patches.view import in_dtype, memory_view
-from sam2_keyframe.patches.wrapping import WithSettings, Wrapping, method_signature
+from sam2_keyframe.patches.wrapping import WithSettings, Wrapping, during, method_signature, refuse_copying
 from sam2_keyframe.types import FrameMemo
 
 REQUIRED = {
@@ -100,7 +99,7 @@ class Sam2:
         self._wrapping.wrap("propagate_in_video_preflight", self._preflight)
         self._wrapping.wrap("clear_all_prompts_in_frame", self._clear_prompts)
         self._wrapping.wrap("propagate_in_video", self._propagate)
-        self._wrapping.put("__getstate__", _refuse_copying)  # what copy, deepcopy, pickle and torch.save ask for
+        self._wrapping.put("__getstate__", refuse_copying)  # what copy, deepcopy, pickle and torch.save ask for
         if self.method.store != "all":
             self._wrapping.wrap("add_new_mask", self._add_mask)
         self._supply_clearing()
@@ -334,13 +333,6 @@ class Sam2:
         return result
 
 
-def _refuse_copying() -> Any:
-    raise RuntimeError(
-        "a wrapped predictor cannot be copied or saved, as its copy would run the original: do that after "
-        "sam2_keyframe.unwrap(). Its inference states can be copied and saved"
-    )
-
-
 def geometry_of(model: Any) -> Geometry:
     """Return what a SAM 2 video predictor stores and how far it reads, as it is set now."""
     grid = model.image_size // model.backbone_stride
@@ -349,13 +341,3 @@ def geometry_of(model: Any) -> Geometry:
         model.max_obj_ptrs_in_encoder, model.memory_temporal_stride_for_eval, model.max_cond_frames_in_attn,
         model.only_obj_ptrs_in_the_past_for_eval, model.use_obj_ptrs_in_encoder,
     )  # fmt: skip
-
-
-@contextmanager
-def during(variable: ContextVar[Any], value: Any) -> Iterator[None]:
-    """Set a variable of this thread for the duration of a block."""
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)

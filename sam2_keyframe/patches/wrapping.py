@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 MISSING = object()
@@ -24,14 +26,18 @@ class Wrapping:
     def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
         """Put `wrapper(original, arguments by name)` over the method `name`; `over` puts it over another original."""
         signature = method_signature(self.predictor, name)
+        rest = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
         def over(original: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(original)
             def wrapped(*args: Any, **kwargs: Any) -> Any:
                 bound = signature.bind(self.predictor, *args, **kwargs)
                 bound.apply_defaults()
-                _, *arguments = bound.arguments.items()
-                return wrapper(original, dict(arguments))
+                _, *given = bound.arguments.items()
+                arguments = dict(given)
+                for name in rest:
+                    arguments.update(arguments.pop(name))
+                return wrapper(original, arguments)
 
             wrapped.over = over  # type: ignore[attr-defined]
             return wrapped
@@ -93,3 +99,25 @@ class WithSettings:
         if all(getattr(predictor, name) == value for name, value in settings.items()):
             return method
         return functools.partial(method.__func__, cls(predictor, settings))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def during(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Set a variable of this thread for the duration of a block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def refuse_copying() -> Any:
+    """Stand in for `__getstate__` of a wrapped predictor, which copy, deepcopy, pickle and torch.save ask for.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        "a wrapped predictor cannot be copied or saved, as its copy would run the original: do that after "
+        "sam2_keyframe.unwrap(). Its inference states can be copied and saved"
+    )

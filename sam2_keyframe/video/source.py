@@ -247,7 +247,7 @@ def init_state(
     SAM 2's memory bank (which `sam2_keyframe.wrap` bounds).
 
     Args:
-        predictor: A SAM 2 video predictor.
+        predictor: A SAM 2 video predictor, or a video model of transformers.
         source: A `FrameSource`, or anything that one is made of: a video file, a folder of images, an array, an
             iterable of frames.
         offload_video_to_cpu: Normalise frames on the CPU; they are moved when they are tracked. Rarely useful here.
@@ -258,7 +258,8 @@ def init_state(
         threads: As in `FrameSource`.
 
     Returns:
-        SAM 2's inference state; `state["images"].source` is the `FrameSource`, whose threads end with the state.
+        SAM 2's inference state; `state["images"].source` is the `FrameSource`, whose threads end with the state. For a
+        model of transformers, its session: `session.processed_frames.source.source`.
 
     Raises:
         FileNotFoundError: There is no such file or folder.

@@ -1,0 +1,111 @@
+"""The host transformers' `Sam3VideoModel` (5.x): a detector, and a tracker whose memories are encoded apart.
+
+Line of work on a frame: the tracker propagates every object without encoding a memory; `_tracker_update_memories`
+encodes them all, once masks that overlap are settled, and makes a frame on which the detector confirms an object a
+conditioning one; where new objects appeared, the tracker runs a second time. So objects are taken in when the whole
+model's `forward` returns. Objects may be removed, and are then numbered anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.patches.bounded import PixelWindow
+from sam2_keyframe.patches.transformers import ENCODED, STEPS, Session, Transformers, is_called, missing
+from sam2_keyframe.patches.wrapping import Wrapping, during, refuse_copying
+
+KEEP_PROMPTS = 16
+"""Frames held of an object on which the detector found or confirmed it: the first and the newest, for bounded methods.
+
+Every 16th frame may become one, and SAM 3 keeps them all and reads the pointers of all.
+"""
+
+OUTER: Mapping[str, set[str]] = {
+    "forward": {"inference_session", "frame_idx", "frame", "reverse"},
+    "_tracker_update_memories": {"inference_session", "frame_idx", "low_res_masks"},
+}
+
+
+class Sam3Video(Transformers):
+    """Runs one method on the tracker of one model, by wrapping methods on the instances.
+
+    Args:
+        predictor: The model; unchanged until `install`.
+        method: The method.
+    """
+
+    NAME: ClassVar[str] = "Sam3VideoModel of transformers 5"
+    MODELS: ClassVar[tuple[str, ...]] = ("Sam3VideoModel",)
+    SESSIONS: ClassVar[tuple[str, ...]] = ("Sam3VideoInferenceSession",)
+
+    def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
+        super().__init__(predictor, method)
+        self._outer = Wrapping(predictor)
+
+    def _memory_model(self) -> Any:
+        return self.predictor.tracker_model
+
+    @classmethod
+    def knows(cls, predictor: object) -> bool:
+        """Return whether the model is, or derives from, this host's."""
+        return is_called(predictor, cls.MODELS)
+
+    @classmethod
+    def refuses(cls, predictor: object) -> str | None:
+        """Return why this host does not take the model, or None when it does."""
+        tracker = getattr(predictor, "tracker_model", None)
+        return missing(predictor, OUTER) or missing(tracker, cls.REQUIRED)
+
+    def install(self) -> None:
+        """Put the wrappers in place."""
+        super().install()
+        self._outer.wrap("forward", self._whole)
+        self._outer.put("__getstate__", refuse_copying)
+        if self.method.as_prompted:
+            self._outer.wrap("_tracker_update_memories", self._update)
+
+    def uninstall(self) -> None:
+        """Restore what was there before, and hand the sessions back as transformers has them."""
+        self._outer.undo()
+        super().uninstall()
+
+    def _forward(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """Let the tracker run: the frame is over when the whole model's is."""
+        return original(**call)
+
+    @torch.inference_mode()
+    def _whole(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """Detect and track on a frame, then take in what came of it."""
+        session = call["inference_session"]
+        with self._frame(session, call["frame"] is not None):
+            result = original(**call)
+        if isinstance(session.processed_frames, PixelWindow):
+            session.processed_frames.passed(result.frame_idx)
+        if self.method.store == "bank":
+            self._shorten(session, result.frame_idx)
+        return result
+
+    def _shorten(self, session: Session, frame_idx: int) -> None:
+        """Let no table grow with the frames: those by frame keep this one, those by object what a threshold counts."""
+        for table in (session.obj_id_to_tracker_score_frame_wise, session.suppressed_obj_ids):
+            for past in [t for t in table if t != frame_idx]:
+                del table[past]
+        most = max(self.predictor.hotstart_unmatch_thresh, self.predictor.hotstart_dup_thresh, 1)
+        for table in (session.unmatched_frame_inds, session.overlap_pair_to_frame_inds):
+            for frames in table.values():
+                del frames[:-most]
+        for output_dict in session.output_dict_per_obj.values():
+            cond = output_dict["cond_frame_outputs"]
+            for past in list(cond)[1 : len(cond) - KEEP_PROMPTS + 1]:
+                del cond[past]
+
+    def _update(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """Encode the memories of all objects, in their order."""
+        steps = {id(step.output_dict): step for step in STEPS.get() or ()}
+        output_dicts = call["inference_session"].output_dict_per_obj
+        with during(ENCODED, [steps.get(id(output_dicts[i])) for i in range(len(output_dicts))]):
+            return original(**call)
