@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sam2_keyframe.patches.batched import Batched
 from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.host import Host, ObjectFrames
 from sam2_keyframe.patches.sam2 import Sam2
 
-HOSTS: tuple[type[Host], ...] = (Sam2,)
+HOSTS: tuple[type[Host], ...] = (Batched, Sam2)
 """The hosts, in the order in which they are asked. None of them is imported by this."""
 
 

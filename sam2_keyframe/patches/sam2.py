@@ -6,6 +6,7 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -79,17 +80,9 @@ class Sam2:
         """Return why this host does not take the predictor, or None when it does."""
         if not Sam2.knows(predictor):
             return "it is not a SAM 2 video predictor"
-        if hasattr(predictor, "samurai_mode"):
-            return "SAMURAI's fork has a memory rule of its own; wrap an unmodified predictor with method='samurai'"
         if hasattr(predictor, "_add_output_per_object"):
             return "it is the legacy predictor, which tracks all objects in one batch"
-        for name, wanted in REQUIRED.items():
-            parameters = set(method_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
-            if not wanted <= parameters:
-                return f"its method {name}() does not take {', '.join(sorted(wanted))}"
-            if "mem_pick_index" in parameters:
-                return "SAM2Long's fork has a memory rule of its own"
-        return None
+        return own_rule(predictor) or unfit(predictor, REQUIRED)
 
     # -- doing and undoing --------------------------------------------------------------------------------------
 
@@ -332,6 +325,25 @@ class Sam2:
         if was_prompt or frame_idx in bank.selection.corrected:
             bank.taken_back(frame_idx, entry)
         return result
+
+
+def own_rule(predictor: object) -> str | None:
+    """Return which fork with a memory rule of its own a predictor is of, in a sentence; None where it is of none."""
+    if hasattr(predictor, "samurai_mode"):
+        return "SAMURAI's fork has a memory rule of its own; wrap an unmodified predictor with method='samurai'"
+    for name in filter(functools.partial(hasattr, type(predictor)), REQUIRED):
+        if "mem_pick_index" in method_signature(predictor, name).parameters:
+            return "SAM2Long's fork has a memory rule of its own"
+    return None
+
+
+def unfit(predictor: object, required: Mapping[str, set[str]]) -> str | None:
+    """Return which method a predictor lacks, or which arguments one does not take; None where all are there."""
+    for name, wanted in required.items():
+        parameters = set(method_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
+        if not wanted <= parameters:
+            return f"its method {name}() does not take {', '.join(sorted(wanted))}"
+    return None
 
 
 def _refuse_copying() -> Any:
