@@ -58,10 +58,7 @@ class Batched(Sam2):
         """Return why this host does not take the predictor, or None when it does."""
         if getattr(predictor, "spatial_perceiver", None) is not None:
             return "EdgeTAM's memories are no grid"
-        more = {
-            "_add_output_per_object": {"inference_state", "frame_idx", "current_out", "storage_key"},
-            "_reset_tracking_results": {"inference_state"},
-        }
+        more = {"_add_output_per_object": {"inference_state", "frame_idx", "current_out", "storage_key"}}
         return own_rule(predictor) or unfit(predictor, {**REQUIRED, **more})
 
     # -- doing and undoing --------------------------------------------------------------------------------------
@@ -70,7 +67,6 @@ class Batched(Sam2):
         """Put the wrappers in place."""
         super().install()
         self._wrapping.wrap("_add_output_per_object", self._store)
-        self._wrapping.wrap("_reset_tracking_results", self._reset)
 
     def uninstall(self) -> None:
         """Restore what was there before, and put each object's frames together in batches again."""
@@ -247,18 +243,16 @@ class Batched(Sam2):
         state, t = call["inference_state"], call["frame_idx"]
         prompted = [obj_idx for obj_idx, place in state["output_dict_per_obj"].items() if t in place[COND]]
         result = original(**call)
+        if not state["output_dict"][COND]:  # it was the last one, and the host forgot what it tracked
+            for place in state["output_dict_per_obj"].values():
+                place.pop(KEY, None)
+            return result
         for obj_idx, bank in enumerate(self._banks(state)):
             entry = state["output_dict_per_obj"][obj_idx][TRACKED].get(t)
             free = t in bank.selection.corrected and not _has_input(state, obj_idx, t)
             if entry is not None and has_memory(entry) and (free or obj_idx in prompted):
                 bank.taken_back(t, entry)
         return result
-
-    def _reset(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> None:
-        """Forget what was tracked: the host does so with its last prompted frame, and keeps the objects."""
-        original(**call)
-        for place in call["inference_state"]["output_dict_per_obj"].values():
-            place.pop(KEY, None)
 
 
 def _has_input(state: Mapping[str, Any], obj_idx: int, frame_idx: int) -> bool:
