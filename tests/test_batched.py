@@ -24,7 +24,7 @@ BOUND = 1e-4
 """Most that mask logits may differ where attention runs object by object and not in one batch. On the machine on which
 this was written they do not differ at all; the faults below change them by more than this."""
 
-ROUNDING = 0.02
+ROUNDING = 0.2
 """Most that mask logits of up to 1,000 may differ where the host itself, not our read, computes in one batch what it
 otherwise computes object by object; the masks' outlines agree."""
 

@@ -9,8 +9,9 @@ from sam2_keyframe.patches.batched import Batched
 from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.host import Host, ObjectFrames
 from sam2_keyframe.patches.sam2 import Sam2
+from sam2_keyframe.patches.ultralytics import Ultralytics
 
-HOSTS: tuple[type[Host], ...] = (Batched, Sam2)
+HOSTS: tuple[type[Host], ...] = (Ultralytics, Batched, Sam2)
 """The hosts, in the order in which they are asked. None of them is imported by this."""
 
 

@@ -137,7 +137,8 @@ class Batched(Sam2):
         places = [place for _, place in sorted(state["output_dict_per_obj"].items())]
         batch = [Tracking.begin(bank, place[COND], moment, geometry) for bank, place in zip(banks, places, strict=True)]
         with during(BATCH, batch):
-            entry, masks = original(**call)
+            result = original(**call)
+        entry, masks = self._stored(result)
         parts = split(entry, len(batch), own=self.method.retain != "all")
         share = (time.perf_counter() - began) / len(batch)
         for i, (tracking, part) in enumerate(zip(batch, parts, strict=True)):
@@ -148,6 +149,12 @@ class Batched(Sam2):
                 frame = self._frames.tracked(state, frame_idx, part, tracking.encoded, mask, *candidates)
             tracking.finish(part, frame)
         entry[KEY] = parts  # for `_store`, which the host hands this entry next
+        return result
+
+    @staticmethod
+    def _stored(result: Any) -> tuple[MutableMapping[str, Any], Tensor]:
+        """Return what the host stores of a tracked batch, and its (B, 1, H/4, W/4) mask logits on the device."""
+        entry, masks = result
         return entry, masks
 
     def _store(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> None:
@@ -233,10 +240,14 @@ class Batched(Sam2):
                     if entry is None or entry["maskmem_features"] is None:
                         continue
                     if (obj_idx, key, t) in new:
-                        frame = self._frames.prompted(t, entry, memos.get(t))
+                        frame = self._frames.prompted(t, entry, memos.get(t) or self._memo(state, t))
                         bank.prompted(t, entry, frame, cond=key == COND)
                     elif key == TRACKED and bank.store.entries.get(t) is not entry:
                         bank.taken_back(t, entry)
+
+    def _memo(self, state: MutableMapping[str, Any], frame_idx: int) -> tuple[FrameMemo, Tensor] | None:
+        """Return pixels and features of a prompted frame that were not noted while it was encoded."""
+        return None
 
     def _clear_prompts(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Follow the host when a prompted or corrected frame becomes an ordinary one, of one object or of all."""
