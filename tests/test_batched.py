@@ -414,6 +414,27 @@ def test_clicks_are_inferred_without_tracking(corrected: Any) -> None:
     assert {obj_id: len(stats.rows) for obj_id, stats in sk.memory_stats(state).items()} == rows
 
 
+def test_a_stream_is_the_whole_video(leaving: Any) -> None:
+    clip, _ = leaving
+    predictor = legacy(**MICRO)
+    masks = {obj_id: clip.masks[0] == obj_id for obj_id in (1, 2)}
+    state = sk.init_state(predictor, clip.frames)
+    for obj_id, mask in masks.items():
+        predictor.add_new_mask(state, 0, obj_id, torch.from_numpy(mask))
+    whole = [logits.clone() for _, _, logits in predictor.propagate_in_video(state)]
+    with sk.Stream(predictor, "window", max_prompts=2) as stream:
+        for t, frame in enumerate(clip.frames):
+            _, _, logits = stream.step(frame, masks=masks if t == 0 else None)
+            assert float((logits - whole[t]).abs().max()) <= BOUND
+            if t == 5:
+                break
+        stream.correct(masks={2: clip.masks[5] == 2})
+        for t in range(6, 12):
+            stream.step(clip.frames[t], masks={1: clip.masks[t] == 1} if t in (7, 8, 9) else None)
+        assert sorted(stream._state["output_dict"]["cond_frame_outputs"]) == [0, 9]  # type: ignore[index]
+        assert set(stream.stats) == {1, 2}
+
+
 # -- what it takes ------------------------------------------------------------------------------------------------
 
 

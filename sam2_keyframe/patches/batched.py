@@ -21,6 +21,7 @@ from sam2_keyframe.bank.bank import KEY, MemoryBank, Tracking
 from sam2_keyframe.bank.statistics import STORED, has_memory
 from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
+from sam2_keyframe.patches.driving import ENDLESS, Driver, Tracked
 from sam2_keyframe.patches.host import ObjectFrames
 from sam2_keyframe.patches.sam2 import PROMPTED, REQUIRED, TRACKING, Sam2, during, own_rule, unfit
 from sam2_keyframe.types import FrameMemo
@@ -91,6 +92,11 @@ class Batched(Sam2):
         layout = session["constants"].pop(KEY, None)
         if layout is not None:
             layout.join()
+
+    @staticmethod
+    def driver(predictor: Any) -> Driver:
+        """Return what drives the predictor frame by frame."""
+        return BatchedDriver(predictor)
 
     def _banks(self, state: MutableMapping[str, Any]) -> list[MemoryBank]:
         """Return the objects' banks in the order of the batch, once what the host has in batches is split."""
@@ -291,6 +297,42 @@ def _copied(entry: Mapping[str, Any]) -> Entry:
     if pointer.is_cuda and features is not None and not features.is_cuda:  # the host's copy to the CPU may be under way
         torch.cuda.current_stream(pointer.device).synchronize()
     return {key: entry[key].clone() for key in STORED if entry[key] is not None}
+
+
+class BatchedDriver(Driver):
+    """Drives a predictor of the legacy layout frame by frame."""
+
+    def open(self, frame: Any, images: Any = None, num_frames: int = ENDLESS, **options: Any) -> Any:
+        """Return an inference state of a video; see `Driver.open`."""
+        state = super().open(frame, images, num_frames, **options)
+        if state.pop("frames_tracked_per_obj", None) is not None:
+            state["frames_already_tracked"] = Tracked(num_frames)
+        return state
+
+    def trim(self, state: Any, t: int, most: int) -> None:
+        """Let go of bookkeeping of frames before `t`; see `Driver.trim`.
+
+        The host checks that it has consolidated the very frames that have inputs, so both leave together.
+        """
+        consolidated, places = state["consolidated_frame_inds"], state["output_dict_per_obj"].values()
+        prompted, corrected = (sorted(consolidated[key]) for key in (COND, TRACKED))
+        kept = {t, *prompted[:1], *prompted[1:][1 - most :], *corrected[-most:]}
+        for frames in (consolidated[COND], consolidated[TRACKED]):
+            frames &= kept
+        for inputs in (*state["point_inputs_per_obj"].values(), *state["mask_inputs_per_obj"].values()):
+            _keep(inputs, kept)
+        for frames in (state["output_dict"][COND], *(place[COND] for place in places)):
+            _keep(frames, kept)
+        _keep(state["frames_already_tracked"], {t})
+        for place in places:
+            bank = place.get(KEY)
+            if bank is not None:
+                bank.let_go_corrections(most)
+
+
+def _keep(per_frame: MutableMapping[int, Any], kept: set[int]) -> None:
+    for t in [t for t in per_frame if t not in kept]:
+        del per_frame[t]
 
 
 class Layout:

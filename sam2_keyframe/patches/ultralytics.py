@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
@@ -134,6 +134,14 @@ class Ultralytics(Batched):
         layout = session["constants"].pop(KEY, None)
         if layout is not None:
             layout.join()
+
+    @staticmethod
+    def driver(predictor: Any) -> NoReturn:
+        """Raise: the predictor opens its videos by itself."""
+        raise TypeError(
+            "ultralytics' predictor opens its videos and goes through them by itself: call predictor(source=..., "
+            "points=..., stream=True)"
+        )
 
     # -- wrappers -----------------------------------------------------------------------------------------------
 
