@@ -200,7 +200,7 @@ def test_every_method(name: str, leaving: Any) -> None:
         assert (mine.keyframes, mine.peak_tokens) == (theirs.keyframes, theirs.peak_tokens)
         assert [row.memory.nbytes for row in mine.rows] == [row.memory.nbytes for row in theirs.rows]
     tracked = state["output_dict"]["non_cond_frame_outputs"]
-    if sk.make_method(name, **how).retain == "all":
+    if sk.make_method(name, **how).store == "all":
         assert len(tracked) == len(ours) - 1
         return
     assert not tracked
@@ -214,7 +214,7 @@ def test_an_object_does_not_depend_on_the_others(leaving: Any) -> None:
     """Each chooses by itself: alone it has the same masks and keyframes as beside the other."""
     clip, folder = leaving
     predictor = legacy(**MICRO)
-    sk.wrap(predictor, "keyframe", keep=0.1)
+    sk.wrap(predictor, "keyframe", change=0.1)
     together, state = track(predictor, clip, folder)
     both = sk.memory_stats(state)
     for i, obj_id in enumerate((1, 2)):
@@ -298,7 +298,7 @@ def test_wrapping_in_the_middle(part: int, predictor: Any, clip_folder: Any, cli
 def test_a_copied_state_goes_on_as_the_original(leaving: Any) -> None:
     clip, folder = leaving
     predictor = legacy(**MICRO)
-    sk.wrap(predictor, "keyframe", keep=0.1)
+    sk.wrap(predictor, "keyframe", change=0.1)
     whole, _ = track(predictor, clip, folder)
     state = predictor.init_state(str(folder))
     for obj_id in (1, 2):
@@ -320,7 +320,7 @@ def corrected(leaving: Any) -> Any:
     """A state of two objects, tracked to frame 12; the second is corrected on frame 8."""
     clip, folder = leaving
     predictor = legacy(**MICRO)
-    sk.wrap(predictor, "keyframe", keep=0.1)
+    sk.wrap(predictor, "keyframe", change=0.1)
     state = predictor.init_state(str(folder))
     for obj_id in (1, 2):
         predictor.add_new_mask(state, 0, obj_id, torch.from_numpy(clip.masks[0] == obj_id))

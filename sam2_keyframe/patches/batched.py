@@ -103,7 +103,7 @@ class Batched(Sam2):
         layout = state["constants"].setdefault(KEY, None) or Layout(state)
         state["constants"][KEY] = layout
         self._layouts.add(layout)
-        if self.method.retain != "all":
+        if self.method.store != "all":
             layout.split(but=state["consolidated_frame_inds"][TRACKED])
         return [self._bank_of(state, obj_idx) for obj_idx in sorted(state["output_dict_per_obj"])]
 
@@ -141,11 +141,15 @@ class Batched(Sam2):
         began, geometry = time.perf_counter(), self.facts()
         moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
         places = [place for _, place in sorted(state["output_dict_per_obj"].items())]
+        absent = [bank.not_yet(place[COND], moment) for bank, place in zip(banks, places, strict=True)]
+        parts = [part for part in absent if part is not None]
+        if parts:  # every prompted frame is one of all objects here, so they are absent together
+            return self._without_tracking(parts)
         batch = [Tracking.begin(bank, place[COND], moment, geometry) for bank, place in zip(banks, places, strict=True)]
         with during(BATCH, batch):
             result = original(**call)
         entry, masks = self._stored(result)
-        parts = split(entry, len(batch), own=self.method.retain != "all")
+        parts = split(entry, len(batch), own=self.method.store != "all")
         share = (time.perf_counter() - began) / len(batch)
         for i, (tracking, part) in enumerate(zip(batch, parts, strict=True)):
             tracking.began, frame = time.perf_counter() - share, None
@@ -156,6 +160,12 @@ class Batched(Sam2):
             tracking.finish(part, frame)
         entry[KEY] = parts  # for `_store`, which the host hands this entry next
         return result
+
+    def _without_tracking(self, parts: Sequence[Entry]) -> Any:
+        """Return what the host expects of a frame that was not tracked: the objects' entries as a batch, and masks."""
+        entry = joined(parts, whole=False)
+        entry[KEY] = parts
+        return entry, entry["pred_masks"].to(self.model.device)
 
     @staticmethod
     def _stored(result: Any) -> tuple[MutableMapping[str, Any], Tensor]:
@@ -170,7 +180,7 @@ class Batched(Sam2):
         if parts is not None:
             for obj_idx, part in zip(sorted(places), parts, strict=True):
                 places[obj_idx][key][frame_idx] = part
-            if self.method.retain != "all":
+            if self.method.store != "all":
                 state["output_dict"][key].pop(frame_idx, None)
             return
         held = {obj_idx: place[key].get(frame_idx) for obj_idx, place in places.items()}
@@ -361,19 +371,23 @@ class Layout:
         shared = set.intersection(*map(set, tracked)) if tracked else set()
         for t in sorted(shared - self.batches.keys()):
             entries: list[Entry] = [frames[t] for frames in tracked]
-            joined: Entry = {key: _cat([e[key] for e in entries]) for key in STORED[1:]}
-            features = [e["maskmem_features"] for e in entries]
             whole = all(map(has_memory, entries))
-            if whole:
-                joined["maskmem_features"] = _cat(features)
-                encoding = entries[0]["maskmem_pos_enc"]
-                joined["maskmem_pos_enc"] = [x.expand(len(entries), *x.shape[1:]) for x in encoding]
-            else:
-                blank = features[0].new_empty((len(entries), features[0].shape[1], 0, features[0].shape[3]))
-                joined["maskmem_features"], joined["maskmem_pos_enc"] = blank, [blank]
-            self.batches[t] = joined
-            for entry, part in zip(entries, split(joined, len(entries), own=False), strict=True):
+            self.batches[t] = batch = joined(entries, whole)
+            for entry, part in zip(entries, split(batch, len(entries), own=False), strict=True):
                 entry.update(part if whole else {key: part[key] for key in STORED[1:]})
+
+
+def joined(entries: Sequence[Entry], whole: bool) -> Entry:
+    """Return the objects' entries as a batch, `whole` or with zero tokens."""
+    batch: Entry = {key: _cat([entry[key] for entry in entries]) for key in STORED[1:]}
+    features = [entry["maskmem_features"] for entry in entries]
+    if whole:
+        batch["maskmem_features"] = _cat(features)
+        batch["maskmem_pos_enc"] = [x.expand(len(entries), *x.shape[1:]) for x in entries[0]["maskmem_pos_enc"]]
+    else:
+        blank = features[0].new_empty((len(entries), features[0].shape[1], 0, features[0].shape[3]))
+        batch["maskmem_features"], batch["maskmem_pos_enc"] = blank, [blank]
+    return batch
 
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:

@@ -8,13 +8,14 @@ frame's pixels are in the state and nowhere else; frames count from 1; memories 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
 from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.batched import Batched
 from sam2_keyframe.patches.frames import Frames, scoring_image
@@ -99,7 +100,7 @@ class Ultralytics(Batched):
         on_predictor.wrap("_add_output_per_object", self._store)
         on_predictor.put("__getstate__", refuse_copying)
         on_model.wrap("_prepare_memory_conditioned_features", self._read)
-        if self.method.retain != "all":
+        if self.method.store != "all":
             on_predictor.wrap("_prune_non_cond_memory", _keep_all)  # the bank decides what leaves
         if self.method.observes:
             on_predictor.wrap("get_im_features", self._features)
@@ -149,9 +150,13 @@ class Ultralytics(Batched):
         """Track a frame of all objects, observe it, and let go what the next one does not need."""
         with during(FEATURES, []):
             entry = super()._write(original, self._with_state(call))
-        if call["run_mem_encoder"] and self.method.retain != "all":
+        if call["run_mem_encoder"] and self.method.store != "all":
             entry.pop("pred_masks_high_res", None)  # 4 MiB an object at 1024 px, which nothing reads again
         return entry
+
+    def _without_tracking(self, parts: Sequence[Entry]) -> Any:
+        """Return what the host expects of a frame that was not tracked."""
+        return super()._without_tracking(parts)[0]
 
     @staticmethod
     def _stored(result: Any) -> tuple[MutableMapping[str, Any], Tensor]:
@@ -166,7 +171,7 @@ class Ultralytics(Batched):
         for obj_idx, place in call["inference_state"]["output_dict_per_obj"].items():
             entry = place[call["storage_key"]][call["frame_idx"]]
             entry.setdefault("object_score_logits", score[obj_idx : obj_idx + 1])
-            if self.method.retain != "all" and entry["maskmem_features"] is not None:
+            if self.method.store != "all" and entry["maskmem_features"] is not None:
                 # with one object the host makes an encoding a frame, twice as large as the memory
                 shared = call["inference_state"]["constants"]["maskmem_pos_enc"]
                 if entry["maskmem_features"].numel():
