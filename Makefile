@@ -6,7 +6,7 @@ SETUP := .venv/.ready
 JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-all lint format docs bench official notebooks clean
+.PHONY: demo test test-slow test-all test-hosts lint format docs bench official notebooks clean
 
 demo: $(SETUP)
 	$(BIN)/sam2-keyframe demo --out demo-out
@@ -22,6 +22,10 @@ test-slow: $(SETUP)
 # All of them; property tests look for examples that nobody has tried.
 test-all: $(SETUP)
 	HYPOTHESIS_PROFILE=random $(PYTEST) -m "not gpu"
+
+# Hosts that conflict with the main environment, each in one of its own under .hosts/.
+test-hosts: $(SETUP)
+	tools/test_hosts.sh
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
@@ -57,4 +61,4 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv demo-out bench-out
+	rm -rf .venv .hosts demo-out bench-out

@@ -27,7 +27,7 @@ ENDLESS = 10**9
 """Frames of a video that does not end: SAM 2 scales the time between frames by min(num_frames, 16)."""
 
 
-class _Tracked(MutableMapping[int, dict[str, bool]]):
+class Tracked(MutableMapping[int, dict[str, bool]]):
     """SAM 2's record of the frames tracked for an object, `{t: {"reverse": bool}}`, in a byte a frame from the start.
 
     As a dict of dicts it takes about 300 bytes a frame and object, 60 MB in two hours.
@@ -63,16 +63,16 @@ class _Tracked(MutableMapping[int, dict[str, bool]]):
         self._codes = bytearray(len(self._codes))
 
 
-class TrackedPerObject(dict[int, _Tracked]):
-    """`state["frames_tracked_per_obj"]`: what SAM 2 puts in as an empty dict becomes a `_Tracked`."""
+class TrackedPerObject(dict[int, Tracked]):
+    """`state["frames_tracked_per_obj"]`: what SAM 2 puts in as an empty dict becomes a `Tracked`."""
 
     def __init__(self, num_frames: int):
         super().__init__()
         self._num_frames = num_frames
 
     def __setitem__(self, obj_idx: int, tracked: Any) -> None:
-        if not isinstance(tracked, _Tracked):
-            compact = _Tracked(self._num_frames)
+        if not isinstance(tracked, Tracked):
+            compact = Tracked(self._num_frames)
             compact.update(tracked)
             tracked = compact
         super().__setitem__(obj_idx, tracked)

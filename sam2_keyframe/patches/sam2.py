@@ -6,6 +6,7 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -60,13 +61,14 @@ class Sam2:
 
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
         self.predictor = predictor
+        self.model: Any = self.model_of(predictor)
         self.method = method
         self.banks = Banks(method)
         self._wrapping = Wrapping(predictor)
-        self._frames = Frames(predictor)
+        self._frames = Frames(self.model)
         for scheme in (method.attend, method.queries):
-            check_grid(scheme, (predictor.sam_image_embedding_size,) * 2)
-        self._attention = None if method.attend == method.queries == Whole() else AttentionHook(predictor)
+            check_grid(scheme, (self.model.sam_image_embedding_size,) * 2)
+        self._attention = None if method.attend == method.queries == Whole() else AttentionHook(self.model)
 
     @staticmethod
     def knows(predictor: object) -> bool:
@@ -78,17 +80,14 @@ class Sam2:
         """Return why this host does not take the predictor, or None when it does."""
         if not Sam2.knows(predictor):
             return "it is not a SAM 2 video predictor"
-        if hasattr(predictor, "samurai_mode"):
-            return "SAMURAI's fork has a memory rule of its own; wrap an unmodified predictor with method='samurai'"
         if hasattr(predictor, "_add_output_per_object"):
             return "it is the legacy predictor, which tracks all objects in one batch"
-        for name, wanted in REQUIRED.items():
-            parameters = set(method_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
-            if not wanted <= parameters:
-                return f"its method {name}() does not take {', '.join(sorted(wanted))}"
-            if "mem_pick_index" in parameters:
-                return "SAM2Long's fork has a memory rule of its own"
-        return None
+        return own_rule(predictor) or unfit(predictor, REQUIRED)
+
+    @staticmethod
+    def model_of(predictor: Any) -> Any:
+        """Return the network of a predictor: here it is one itself."""
+        return predictor
 
     # -- doing and undoing --------------------------------------------------------------------------------------
 
@@ -106,7 +105,7 @@ class Sam2:
         if self.method.observes:
             self._wrapping.wrap("_run_memory_encoder", self._encode_prompt)
             self._wrapping.wrap("track_step", self._encode)
-            hook = self.predictor.sam_mask_decoder.register_forward_hook(self._decoded)
+            hook = self.model.sam_mask_decoder.register_forward_hook(self._decoded)
             self._wrapping.on_undo(hook.remove)
         if self.method.as_prompted:
             self._wrapping.wrap("_encode_new_memory", self._encode_as_prompted)
@@ -117,7 +116,7 @@ class Sam2:
     def uninstall(self) -> None:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
         self._wrapping.undo()
-        self.banks.release(self.predictor.device)
+        self.banks.release(self.model.device)
 
     def _supply_clearing(self) -> None:
         """Supply the method that `clear_non_cond_mem_around_input` calls and SAM 2 does not have (its issue 571)."""
@@ -137,7 +136,7 @@ class Sam2:
 
     def facts(self) -> Geometry:
         """Return what the model stores and how far it reads, as it is set now."""
-        return geometry_of(self.predictor)
+        return geometry_of(self.model)
 
     @staticmethod
     def objects(session: Any) -> dict[Any, ObjectFrames] | None:
@@ -176,9 +175,9 @@ class Sam2:
 
     def _read(self, original: Callable[..., Tensor], call: MutableMapping[str, Any]) -> Tensor:
         """Show SAM 2 the bank's memories instead of its own."""
-        if call["is_init_cond_frame"] or self.predictor.num_maskmem == 0:
+        if call["is_init_cond_frame"] or self.model.num_maskmem == 0:
             return original(**call)
-        output_dict, tracking, device = call["output_dict"], TRACKING.get(), self.predictor.device
+        output_dict, tracking, device = call["output_dict"], TRACKING.get(), self.model.device
         grid: tuple[int, int] = call["feat_sizes"][-1]
         embed = None
         if self.method.keyframes.read.on_device:
@@ -190,9 +189,9 @@ class Sam2:
             moment = geometry.moment(call["frame_idx"], call["track_in_reverse"], call["num_frames"])
             bank = self.banks.get(output_dict, output_dict["non_cond_frame_outputs"])
             reading = bank.plan(cond, moment, geometry, grid, device, embed, tracking=False)
-        view = memory_view(reading, output_dict["non_cond_frame_outputs"], self.predictor.maskmem_tpos_enc)
+        view = memory_view(reading, output_dict["non_cond_frame_outputs"], self.model.maskmem_tpos_enc)
         if not reading.pointing and not torch.is_autocast_enabled(device.type):
-            view = in_dtype(view, self.predictor.maskmem_tpos_enc.dtype)
+            view = in_dtype(view, self.model.maskmem_tpos_enc.dtype)
         if reading.anchors:
             original = WithSettings.bind(original, max_cond_frames_in_attn=-1, only_obj_ptrs_in_the_past_for_eval=True)
         shown = {**call, "output_dict": view}
@@ -211,11 +210,11 @@ class Sam2:
         moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
         absent = bank.not_yet(output_dict["cond_frame_outputs"], moment)
         if absent is not None:
-            return absent, absent["pred_masks"].to(self.predictor.device)
+            return absent, absent["pred_masks"].to(self.model.device)
         tracking = Tracking.begin(bank, output_dict["cond_frame_outputs"], moment, geometry)
         corrected = bank.pass_over(frame_idx, moment)
         if corrected is not None:
-            return corrected, corrected["pred_masks"].to(self.predictor.device, non_blocking=True)
+            return corrected, corrected["pred_masks"].to(self.model.device, non_blocking=True)
         with during(TRACKING, tracking):
             entry, masks = original(**call)
         frame = None
@@ -245,7 +244,7 @@ class Sam2:
         if tracking is None:
             return None
         masks, ious, tokens, score = output
-        if hasattr(self.predictor.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
+        if hasattr(self.model.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
             masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
         ranking = tracking.choose(masks, ious, score)
         return None if ranking is ious else (masks, ranking, tokens, score)
@@ -331,6 +330,25 @@ class Sam2:
         if was_prompt or frame_idx in bank.selection.corrected:
             bank.taken_back(frame_idx, entry)
         return result
+
+
+def own_rule(predictor: object) -> str | None:
+    """Return which fork with a memory rule of its own a predictor is of, in a sentence; None where it is of none."""
+    if hasattr(predictor, "samurai_mode"):
+        return "SAMURAI's fork has a memory rule of its own; wrap an unmodified predictor with method='samurai'"
+    for name in filter(functools.partial(hasattr, type(predictor)), REQUIRED):
+        if "mem_pick_index" in method_signature(predictor, name).parameters:
+            return "SAM2Long's fork has a memory rule of its own"
+    return None
+
+
+def unfit(predictor: object, required: Mapping[str, set[str]]) -> str | None:
+    """Return which method a predictor lacks, or which arguments one does not take; None where all are there."""
+    for name, wanted in required.items():
+        parameters = set(method_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
+        if not wanted <= parameters:
+            return f"its method {name}() does not take {', '.join(sorted(wanted))}"
+    return None
 
 
 def geometry_of(model: Any) -> Geometry:

@@ -1,0 +1,168 @@
+"""The plugin under ultralytics' SAM2VideoPredictor, where it is installed: `make test-hosts` sets up an environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision_without_cuda
+
+import sam2_keyframe as sk
+from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.patches import find_host
+from sam2_keyframe.patches import sam2 as patch
+from sam2_keyframe.synthetic import make_clip
+
+torchvision_without_cuda.declare()
+pytest.importorskip("ultralytics", reason="ultralytics is not installed: make test-hosts")
+cv2 = pytest.importorskip("cv2", reason="ultralytics reads videos with OpenCV")
+
+from ultralytics.models.sam import SAM2VideoPredictor  # noqa: E402
+from ultralytics.models.sam.build import _build_sam2  # noqa: E402
+
+SIZE, FRAMES = 128, 12
+BOUND = 1e-3
+"""Most that mask logits may differ where attention runs object by object and not in one batch."""
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A clip of two objects as a video file, and its masks."""
+    made = make_clip("occlusion", seed=3, frames=FRAMES, size=SIZE, objects=2)
+    path = tmp_path_factory.mktemp("clip") / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (SIZE, SIZE))
+    for frame in made.frames:
+        writer.write(np.ascontiguousarray(frame[..., ::-1]))
+    writer.release()
+    return made, path
+
+
+def make_predictor(tmp_path: Path, seed: int = 0, **flags: Any) -> Any:
+    """Return a small predictor with random weights on which objects are visible and masks vary."""
+    torch.manual_seed(seed)
+    model = _build_sam2(
+        encoder_embed_dim=32,
+        encoder_stages=(1, 2, 3, 1),
+        encoder_num_heads=1,
+        encoder_global_att_blocks=(4, 5),
+        encoder_backbone_channel_list=[256, 128, 64, 32],
+        encoder_window_spatial_size=(8, 8),
+        encoder_window_spec=(8, 4, 8, 4),
+    )
+    with torch.no_grad():
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.add_(5.0)
+        model.maskmem_tpos_enc.add_(torch.randn_like(model.maskmem_tpos_enc))
+    model.set_binarize(True)
+    settings = {"imgsz": SIZE, "save": False, "verbose": False, "model": "sam2_t.pt", "project": str(tmp_path)}
+    predictor = SAM2VideoPredictor(overrides={**settings, "device": "cpu", "conf": 0.0})
+    predictor.setup_model(model, verbose=False)
+    for name, value in flags.items():
+        setattr(predictor, name, value)
+    return predictor
+
+
+def track(predictor: Any, clip: Any, count: int = 2) -> torch.Tensor:
+    """Return (frames, objects, H/4, W/4) mask logits."""
+    made, path = clip
+    logits = []
+    inference = predictor.inference
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        masks, scores = inference(*args, **kwargs)
+        logits.append(masks.clone())
+        return masks, scores
+
+    predictor.inference = seen
+    try:
+        points = [[float(x) for x in np.argwhere(made.masks[0] == i).mean(0)[::-1]] for i in range(1, count + 1)]
+        for _ in predictor(source=str(path), points=points, labels=[1] * count, stream=True):
+            pass
+    finally:
+        del predictor.inference
+    return torch.stack(logits)
+
+
+def test_the_host_is_found(tmp_path: Path) -> None:
+    assert find_host(make_predictor(tmp_path)).__name__ == "Ultralytics"
+    with pytest.raises(TypeError, match=r"its network is not loaded yet: call predictor.setup_model\(\) first"):
+        sk.wrap(SAM2VideoPredictor(overrides={"model": "sam2_t.pt", "imgsz": SIZE, "project": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_stock_is_the_host(count: int, tmp_path: Path, clip: Any) -> None:
+    """To the last bit with one object; the host's own pruning stays on."""
+    plain = track(make_predictor(tmp_path), clip, count)
+    assert plain.std() > 0
+    assert not torch.equal(plain[1], plain[-1])
+    predictor = make_predictor(tmp_path)
+    sk.wrap(predictor, "stock")
+    ours = track(predictor, clip, count)
+    assert torch.equal(ours, plain) if count == 1 else float((ours - plain).abs().max()) <= BOUND
+    assert min(predictor.inference_state["output_dict"]["non_cond_frame_outputs"]) == FRAMES - 7
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_window_is_the_host_without_its_pruning(count: int, tmp_path: Path, clip: Any) -> None:
+    plain = track(make_predictor(tmp_path, clear_non_cond_mem=False), clip, count)
+    predictor = make_predictor(tmp_path)
+    sk.wrap(predictor, "window")
+    ours = track(predictor, clip, count)
+    assert torch.equal(ours, plain) if count == 1 else float((ours - plain).abs().max()) <= BOUND
+    state = predictor.inference_state
+    assert not state["output_dict"]["non_cond_frame_outputs"]
+    for place in state["output_dict_per_obj"].values():
+        whole = [e for e in place["non_cond_frame_outputs"].values() if e["maskmem_features"].numel()]
+        assert len(whole) == 6
+        assert all("pred_masks_high_res" not in entry for entry in place["non_cond_frame_outputs"].values())
+
+
+def test_a_fault_in_the_view_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: Any) -> None:
+    """Negative control: without what lies in the slots the masks are others."""
+    plain = track(make_predictor(tmp_path), clip)
+    view = patch.memory_view
+
+    def faulty(*args: Any) -> Any:
+        return {**view(*args), "non_cond_frame_outputs": {}}
+
+    monkeypatch.setattr(patch, "memory_view", faulty)
+    predictor = make_predictor(tmp_path)
+    sk.wrap(predictor, "stock")
+    assert float((track(predictor, clip) - plain).abs().max()) > BOUND
+
+
+@pytest.mark.parametrize("name", sk.METHODS)
+def test_every_method(name: str, tmp_path: Path, clip: Any) -> None:
+    how = {"compact": {"attend": sk.Foveated(0.2, 2)}, "genetic": {"frames": (3, 6, 9)}}.get(name, {})
+    predictor = make_predictor(tmp_path)
+    sk.wrap(predictor, name, **how)
+    assert torch.isfinite(track(predictor, clip)).all()
+    stats = sk.memory_stats(predictor.inference_state)
+    assert set(stats) == {0, 1}
+    for one in stats.values():
+        assert [row.frame_idx for row in one.rows] == list(range(2, FRAMES + 1))
+        assert all(1 in row.attended for row in one.rows)
+        assert name == "stock" or one.rows[-1].memory.frames <= 20
+
+
+def test_nothing_is_left(tmp_path: Path, clip: Any) -> None:
+    predictor = make_predictor(tmp_path)
+    track(predictor, clip)
+    before, model = set(vars(predictor)), dict(vars(predictor.model))
+    hooks = dict(predictor.model.sam_mask_decoder._forward_hooks)
+    handle = sk.wrap(predictor, "keyframe")
+    track(predictor, clip)
+    handle.unwrap()
+    assert set(vars(predictor)) == before
+    assert vars(predictor.model).keys() == model.keys()
+    assert predictor.model.sam_mask_decoder._forward_hooks == hooks
+    state = predictor.inference_state
+    sk.forget(state)
+    assert KEY not in state
+    assert KEY not in state["constants"]
+    for place in state["output_dict_per_obj"].values():
+        assert place.keys() == {"cond_frame_outputs", "non_cond_frame_outputs"}
+    plain = track(make_predictor(tmp_path), clip)
+    assert torch.equal(track(predictor, clip), plain)
