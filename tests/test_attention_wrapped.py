@@ -10,7 +10,7 @@ from conftest import make_predictor
 from memories import memory
 from sessions import assert_equal, run
 from test_attention_official import official
-from test_compression_wrapped import PACKED, bank_of
+from test_compression_wrapped import bank_of, packed
 
 import sam2_keyframe as sk
 from sam2_keyframe.attention.maths import Foveated, Modulated, Pool, SalientTokens, Whole
@@ -43,7 +43,7 @@ def test_statistics_count_the_keys_that_attention_gets(
     monkeypatch.setattr(
         patch, "attend", lambda q, groups: keys.append(sum(k.shape[2] for _, k, _ in groups)) or real(q, groups)
     )
-    with sk.wrap(model, "keyframe", attend=scheme, **PACKED):
+    with sk.wrap(model, packed(attend=scheme)):
         seen, _, states = run(model, session, clip_folder, clip)
     layers = len(model.memory_attention.layers)
     reads = [set(keys[i : i + layers]) for i in range(0, len(keys), layers)]

@@ -48,7 +48,7 @@ def _device_bytes(state: Any) -> int:
     output_dict = state["output_dict_per_obj"][0]
     bank = output_dict.get(KEY)
     for frame_idx, entry in output_dict["non_cond_frame_outputs"].items():
-        gone = bank is not None and bank.method.retain == "bank" and frame_idx not in bank.store.entries
+        gone = bank is not None and bank.method.store == "bank" and frame_idx not in bank.store.entries
         moved = bank is not None and frame_idx in bank.store.moved
         if not gone:
             walk({name: value for name, value in entry.items() if not (moved and name == "pred_masks")})
@@ -118,7 +118,9 @@ def _operations(model: Any, folder: Any, clip: Any, frames: int = 30) -> list[li
     return found
 
 
-@pytest.mark.parametrize(("method", "overrides", "most"), [("window", {}, 5), ("keyframe", {"keep": float("inf")}, 80)])
+@pytest.mark.parametrize(
+    ("method", "overrides", "most"), [("window", {}, 5), ("keyframe", {"change": float("inf")}, 80)]
+)
 def test_added_operations(method: str, overrides: dict[str, Any], most: int, long_video: Any) -> None:
     """Counted on each frame once the bank is full, attended memories equal to stock's."""
     model = make_predictor(64)

@@ -14,11 +14,13 @@ from sam2_keyframe.attention.maths import Pool, SalientTokens
 from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.compression import PCA, Chain, Downsample, Int8
 
-PACKED: dict[str, Any] = {
-    "gate": sk.Always(), "keep": sk.EveryNth(2), "compressor": Chain(PCA(0.25), Int8()),
-    "capacity": 3, "minor": 2, "minor_compressor": Downsample(2),
-}  # fmt: skip
-"""Keyframes that do not depend on the masks."""
+SMALL, COARSE = Chain(PCA(0.25), Int8()), Downsample(2)
+
+
+def packed(keyframes: int = 3, others: int = 2, small: Any = SMALL, coarse: Any = COARSE, **choices: Any) -> Any:
+    """Return a memory whose keyframes do not depend on the masks."""
+    shelves = sk.Keyframes(keyframes, sk.EveryNth(2), codec=small), sk.Others(others, codec=coarse)
+    return sk.KeyframeMemory(sk.Recent(1), *shelves, **choices)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def bank_of(state: Any, obj_idx: int = 0) -> Any:
 def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, clip_folder: Any, clip: Any) -> None:
     rows, saved = {}, []
     for compressor in (sk.Identity(), codec):
-        with sk.wrap(model, "keyframe", **PACKED | {"compressor": compressor, "minor": 0}):
+        with sk.wrap(model, packed(others=0, small=compressor)):
             state = model.init_state(str(clip_folder))
             model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
             for _ in model.propagate_in_video(state):
@@ -51,16 +53,15 @@ def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [{"capacity": 5}, {"capacity": 1}, {"capacity": 2, "minor": 1}], ids=str)
+@pytest.mark.parametrize("slots", [(5, 2), (1, 2), (2, 1)], ids=str)
 @pytest.mark.parametrize("session", SESSIONS)
 def test_a_codec_that_loses_nothing_changes_no_mask(
-    session: str, slots: dict[str, int], model: Any, clip_folder: Any, clip: Any
+    session: str, slots: tuple[int, int], model: Any, clip_folder: Any, clip: Any
 ) -> None:
     """A compressed frame that leaves its buffer while it is still among the newest fills a free slot all the same."""
     seen = []
     for codec in (sk.Identity(), sk.Offload()):
-        method = PACKED | slots | {"compressor": codec, "minor_compressor": codec}
-        with sk.wrap(model, "keyframe", **method):
+        with sk.wrap(model, packed(*slots, small=codec, coarse=codec)):
             seen.append(run(model, session, clip_folder, clip)[0])
     for (*there, ours), (*expected, theirs) in zip(*seen, strict=True):
         assert there == expected
@@ -77,11 +78,11 @@ def test_a_second_pass_gives_the_masks_of_the_first(codec: Any, model: Any, clip
 
 
 def test_minor_frames_are_held_compressed_and_attended_to(model: Any, clip_folder: Any, clip: Any) -> None:
-    with sk.wrap(model, "keyframe", **PACKED):
+    with sk.wrap(model, packed()):
         state = run(model, "forward", clip_folder, clip)[2][0]
         held = dict(bank_of(state).store.payloads)
     codecs = {codec for codec, _ in held.values()}
-    assert codecs == {PACKED["compressor"], PACKED["minor_compressor"]}
+    assert codecs == {SMALL, COARSE}
     assert set(held) <= set(sk.memory_stats(state)[1].rows[-1].attended) | {min(held)}
 
 
@@ -93,7 +94,7 @@ def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_f
         for bank in handle._host.banks:
             assert len(bank.store.payloads) <= 5 + len(bank.selection.corrected)
 
-    with sk.wrap(model, "keyframe", attend=scheme, **PACKED) as handle:
+    with sk.wrap(model, packed(attend=scheme)) as handle:
         seen, _, states = run(model, session, clip_folder, clip, bounded)
     assert all(masks.isfinite().all() for *_, masks in seen)
     assert sum(stats.keyframes for state in states for stats in sk.memory_stats(state).values()) > 2
@@ -101,7 +102,7 @@ def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_f
 
 def test_unwrap_restores_what_was_compressed(clip_folder: Any, clip: Any) -> None:
     model = make_predictor()
-    handle = sk.wrap(model, "keyframe", attend=Pool(2), **PACKED)
+    handle = sk.wrap(model, packed(attend=Pool(2)))
     state = run(model, "forward", clip_folder, clip)[2][0]
     bank = bank_of(state)
     stored = {t: codec.restore(payload) for t, (codec, payload) in bank.store.payloads.items()}

@@ -47,7 +47,7 @@ def _masks(predictor: Any, state: Any, **how: Any) -> list[torch.Tensor]:
 def test_a_copied_state_goes_on_as_the_original(method: str, how: str, clip_folder: Any, clip: Any) -> None:
     """On the same predictor, and on another one wrapped alike."""
     predictor, other = make_predictor(), make_predictor()
-    overrides = {"keep": 0.01} if method in ("keyframe", "compact") else {}
+    overrides = {"change": 0.01} if method in ("keyframe", "compact") else {}
     sk.wrap(predictor, method, **overrides)
     sk.wrap(other, method, **overrides)
     state = _begin(predictor, clip_folder, clip)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sam2_keyframe import KeyframeMemory
+from sam2_keyframe import KeyframeMemory, Keyframes
 from sam2_keyframe import scorers as sk
 from sam2_keyframe.app.output import Table
 
@@ -65,7 +65,7 @@ def test_lists_are_taken_as_tuples() -> None:
 
 
 def test_a_surprise_goes_with_what_it_watches_by_default() -> None:
-    method = KeyframeMemory(sk.Keyframes(5, sk.Surprise() > 1), measure=(sk.MaskIoU(), sk.Spatiotemporal()))
+    method = KeyframeMemory(Keyframes(5, sk.Surprise() > 1), measure=(sk.MaskIoU(), sk.Spatiotemporal()))
     assert [scorer.name for scorer in method.scorers] == ["surprise", "mask_iou_previous", "mask_iou", "spatiotemporal"]
 
 
@@ -73,10 +73,10 @@ def test_a_score_hides_nothing_that_is_recorded_of_every_frame(tmp_path: Path) -
     """`PredictedIoU` is SAM 2's estimate whatever is measured, and tables have no column twice."""
     for name in ("predicted_iou", "object_score", "area"):
         with pytest.raises(ValueError, match=f"two scores are called '{name}'"):
-            KeyframeMemory(sk.Keyframes(5, sk.SSIM(name=name) > 0.1))
+            KeyframeMemory(Keyframes(5, sk.SSIM(name=name) > 0.1))
     for name in ("", "held", *Table(tmp_path / "frames.csv", []).columns):
         with pytest.raises(ValueError, match=f"name '{name}' is a column's"):
             KeyframeMemory(measure=(sk.SSIM(name=name),))
         with pytest.raises(ValueError, match=f"name '{name}' is a column's"):
-            KeyframeMemory(sk.Keyframes(5, sk.Spatiotemporal(sk.SSIM(name=name)) > 0.1))
-    KeyframeMemory(sk.Keyframes(5, sk.PredictedIoU() > 0.1), measure=(sk.PredictedIoU(), sk.ObjectScore()))
+            KeyframeMemory(Keyframes(5, sk.Spatiotemporal(sk.SSIM(name=name)) > 0.1))
+    KeyframeMemory(Keyframes(5, sk.PredictedIoU() > 0.1), measure=(sk.PredictedIoU(), sk.ObjectScore()))

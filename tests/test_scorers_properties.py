@@ -10,6 +10,7 @@ import pytest
 import torch
 from tracked import FAKE, Count, change, fake_tensors, frame, history, repainted
 
+from sam2_keyframe import BLOCKS
 from sam2_keyframe import scorers as sk
 from sam2_keyframe.types import FrameMemo, History, Scorer, TrackedFrame
 
@@ -50,7 +51,7 @@ each = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
 @each
 def test_registered_named_and_rebuilt_from_its_repr(scorer: Any) -> None:
     assert isinstance(scorer, Scorer)
-    assert sk.BLOCKS["scorers"][type(scorer).__name__] is type(scorer)
+    assert BLOCKS["scorers"][type(scorer).__name__] is type(scorer)
     assert eval(repr(scorer), vars(sk)) == scorer
     assert [field.name for field in dataclasses.fields(scorer)][-1] == "name"
 

@@ -70,7 +70,7 @@ def test_replay_compares_with_the_same_frames(predictor: Any, clip: Any) -> None
     ("method", "choices"),
     [
         ("stock", {}),
-        ("stock", {"conditioning": 2}),
+        ("stock", {"prompts": sk.Prompts(2)}),
         ("keyframe", {}),
         ("keyframe", {"attend": Pool(2)}),
         ("dam4sam", {}),

@@ -36,17 +36,26 @@ def assert_untouched(before: Any, predictor: Any) -> None:
 CHOICES: dict[str, dict[str, Any]] = {
     **{name: {"frames": (3, 6)} if name in sk.NON_CAUSAL else {} for name in sk.METHODS},
     "samurai by motion": {"kalman": True},
-    "keyframe packed": {"compressor": sk.Chain(sk.PCA(0.25), sk.Int8()), "keep": 0.01, "attend": sk.Pool(2)},
-    "keyframe retrieved": {"select": sk.Relevant(), "capacity": 9, "keep": 0.01, "minor": 2, "consolidate": 1},
+    "keyframe packed": {"codec": sk.Chain(sk.PCA(0.25), sk.Int8()), "change": 0.01, "attend": sk.Pool(2)},
 }
 """Every method, and choices that put more hooks in place; the first word is the method."""
 
+RETRIEVED = sk.KeyframeMemory(
+    sk.Recent(1), sk.Keyframes(9, sk.MaskIoU() > 0.01, read=sk.Relevant()), sk.Others(2), sk.LongTerm(1)
+)
 
-@pytest.mark.parametrize("method", CHOICES)
+
+def wrapped(predictor: Any, method: str) -> sk.Handle:
+    if method == "retrieved":
+        return sk.wrap(predictor, RETRIEVED)
+    return sk.wrap(predictor, method.split()[0], **CHOICES[method])
+
+
+@pytest.mark.parametrize("method", [*CHOICES, "retrieved"])
 def test_unwrap_leaves_nothing_behind(method: str, predictor: Any, clip_folder: Any, clip: Any) -> None:
     never_wrapped = run(predictor, "both_ways", clip_folder, clip)  # fills SAM 2's own caches too
     before = _attributes(predictor)
-    handle = sk.wrap(predictor, method.split()[0], **CHOICES[method])
+    handle = wrapped(predictor, method)
     with pytest.raises(AssertionError):
         assert_untouched(before, predictor)
     run(predictor, "two_objects", clip_folder, clip)
@@ -67,9 +76,9 @@ def test_unwrap_restores_instance_attributes_that_were_there(predictor: Any) -> 
     assert_untouched(before, predictor)
 
 
-@pytest.mark.parametrize("method", ["stock", "window", "keyframe", "first", "keyframe packed", "keyframe retrieved"])
+@pytest.mark.parametrize("method", ["stock", "window", "keyframe", "first", "keyframe packed", "retrieved"])
 def test_unwrap_mid_video_goes_on_tracking(method: str, predictor: Any, clip_folder: Any, clip: Any) -> None:
-    sk.wrap(predictor, method.split()[0], **CHOICES[method])
+    wrapped(predictor, method)
 
     def between(part: int) -> None:
         if part == 2:
@@ -158,9 +167,9 @@ def test_other_objects_are_refused(predictor_like: Any, message: str) -> None:
     [
         (("nosuch",), ValueError, "choose one of stock, window"),
         ((3,), TypeError, "give a name"),
-        (("fifo", {"recnt": 4}), ValueError, r"unknown keyword recnt \(did you mean 'recent'\?\); 'fifo' takes recent"),
+        (("fifo", {"recnt": 4}), ValueError, r"unknown keyword recnt; valid are recent, .*did you mean 'recent'"),
         (("keyframe", {"keyframes": 6}), ValueError, r"Keyframes\(6.*7 memories.*has 6"),
-        (("fifo", {"recent": 7}), ValueError, r"Recent\(7\) make 7 memories.*has 6"),
+        (("fifo", {"recent": 7}), ValueError, r"Recent\(7\): the newest 7 frames are more than the 6 memories"),
         (("keyframe", {"keyframes": -1}), ValueError, "n=-1"),
         (("keyframe", {"change": "0.3"}), TypeError, "change: '0.3' is no rule"),
         (("keyframe", {"change": float("nan")}), ValueError, "nan: compare"),
