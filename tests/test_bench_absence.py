@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.absence import absences
+from benchmarks.absence import SCORES, absences
+from benchmarks.compare import beside, load_groups
 from benchmarks.metrics import boundary_f, boundary_f_of_size, jaccard
 from benchmarks.results import read_csv
 from sam2_keyframe.synthetic import make_clip
@@ -86,12 +88,19 @@ def test_empty_masks() -> None:
     assert boundary_f_of_size(none, _square(100)) == 0
 
 
-def test_a_run_writes_scores_around_absences(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of stock SAM 2 over a clip with one absence."""
+    out = tmp_path_factory.mktemp("absence")
     small = ["--image-size", "64", "--clips", "1", "--frames", "64", "--size", "64"]
-    assert main(["run", *small, "--challenges", "absence_filled", "--method", "stock", "--out", str(tmp_path)]) == 0
-    (folder,) = tmp_path.iterdir()
+    assert main(["run", *small, "--challenges", "absence_filled", "--method", "stock", "--out", str(out)]) == 0
+    (folder,) = out.iterdir()
+    return folder
+
+
+def test_a_run_writes_scores_around_absences(run: Path) -> None:
     clip = make_clip("absence_filled", 10_000, 64, 64)
-    saved = np.load(next(folder.glob("videos/*/masks.npz")))
+    saved = np.load(next(run.glob("videos/*/masks.npz")))
     masks = np.unpackbits(saved["1"], axis=1).reshape(64, 64, 64).astype(bool)
     pairs = [(masks[t], clip.masks[t] == 1) for t in range(1, 63)]
     expected = absences(
@@ -101,10 +110,47 @@ def test_a_run_writes_scores_around_absences(tmp_path: Path) -> None:
         [boundary_f_of_size(*pair) for pair in pairs],
     )
     assert expected.returns == 1
-    (row,) = read_csv(folder / "objects.csv")
+    (row,) = read_csv(run / "objects.csv")
     assert {name: float(row[name]) for name in expected.columns()} == pytest.approx(expected.columns(), nan_ok=True)
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["accuracy"]["recovery"] == pytest.approx(100 * expected.recovery)
     assert metrics["absences"]["false_masks"] == {
         "absence_filled-10000": [pytest.approx(100 * expected.false_masks, abs=1e-4)]
     }
+
+
+def _write(folder: Path, metrics: dict[str, object], name: str, recovery: list[float | None]) -> Path:
+    """A run's folder with scores as given, of as many videos, J&F 10 above recovery."""
+    made = copy.deepcopy(metrics)
+    made["config"]["method"] = {"name": name, "set": [], "label": name, "repr": name}
+    made["sequences"] = {f"v{i}": [(value or 0) + 10] for i, value in enumerate(recovery)}
+    made["absences"] = {score: {} for score in SCORES} | {"recovery": {f"v{i}": [x] for i, x in enumerate(recovery)}}
+    made["accuracy"]["jf"] = float(np.mean([x[0] for x in made["sequences"].values()]))
+    made["accuracy"]["recovery"] = float(np.mean([x for x in recovery if x is not None]))
+    (folder / name).mkdir()
+    (folder / name / "metrics.json").write_text(json.dumps(made))
+    return folder / name
+
+
+def test_methods_are_compared_with_stock_every_nth_and_random(run: Path, tmp_path: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    ours = _write(tmp_path, metrics, "keyframe", [50.0, 40.0, None, 60.0, 30.0, 20.0])
+    _write(tmp_path, metrics, "stock", [40.0, 40.0, None, 20.0, 20.0, 20.0])
+    lines = beside(ours)
+    assert lines[0].startswith("  J&F +10.0 (")  # 10, 0, 0, 40, 10 and 0 over six videos
+    assert lines[1].startswith("  recovery +12.0 (")  # the third has no absence
+    assert lines[2:] == ["  not compared with every_nth, random: run them with the same options and --out"]
+    _write(tmp_path, metrics, "every_nth", [40.0, 40.0, None, 20.0, 20.0, 20.0])
+    _write(tmp_path, metrics, "random", [20.0, 10.0, None, 30.0, 0.0, -10.0])
+    assert [line.split(" (")[0] for line in beside(ours)[4:]] == ["  J&F +25.0", "  recovery +30.0"]
+    (group,) = load_groups(tmp_path)
+    assert group.gain(group.find("keyframe"), of="random", score="recovery").mean == pytest.approx(30)
+    assert group.gain(group.find("random"), of="random") is None
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "README.md").read_text()
+    (row,) = (x for x in text.partition("### Around absences")[2].splitlines() if x.startswith("| keyframe "))
+    assert row.startswith("| keyframe | 43.3 | 40.0 | +12.0 (")
+    assert "vs every_nth" in text
+    assert "vs random" in text
+    rows = read_csv(next(tmp_path.glob("report/*/table.csv")))
+    assert [row["recovery"] for row in rows if row["method"] == "keyframe"] == ["40.0"]

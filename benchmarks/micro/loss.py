@@ -134,7 +134,9 @@ def prompted(model: Any, size: int, clips: int) -> Prompted:
     return Prompted([torch.cat(each) for each in zip(*levels, strict=True)], torch.stack(masks), torch.tensor(frame))
 
 
-def run_prompts(model: Any, pool: Prompted, rng: np.random.Generator, count: int = 10) -> tuple[Tensor, str, float]:
+def run_prompts(
+    model: Any, pool: Prompted, rng: np.random.Generator, count: int = 12, even: float = 0.6
+) -> tuple[Tensor, str, float]:
     """Segment some objects from a click or from a box each; the mean loss, which of them, and the mean IoU."""
     chosen = torch.from_numpy(rng.integers(len(pool.frame), size=count))
     features = [level[pool.frame[chosen]].float() for level in pool.levels]
@@ -149,7 +151,7 @@ def run_prompts(model: Any, pool: Prompted, rng: np.random.Generator, count: int
         model._track_step(0, True, feats, spots, sizes, clicks(rng, masks, box), None, memory, 1, False, None)
     finally:
         handle.remove()
-    loss, named = frame_loss(raw[-1], F.avg_pool2d(masks[:, None], 4), 0.05, 0.1)
+    loss, named = frame_loss(raw[-1], F.avg_pool2d(masks[:, None], 4), 0.05, even)
     return loss, "box" if box else "click", float(named["iou"] / named["n"])
 
 
