@@ -58,7 +58,9 @@ class Result:
 
     def by_video(self, score: str = "jf") -> dict[str, list[float]]:
         """Return the objects' J&F, or one of `absence.SCORES`, in percent by video; objects that have none left out."""
-        found = self.metrics["sequences"] if score == "jf" else self.metrics.get("absences", {}).get(score, {})
+        if score == "jf":
+            return {name: list(values) for name, values in self.metrics["sequences"].items()}
+        found = self.metrics.get("absences", {}).get(score, {})
         kept = {name: [value for value in values if value is not None] for name, values in found.items()}
         return {name: values for name, values in kept.items() if values}
 

@@ -187,5 +187,5 @@ def test_missing_baselines_are_said(swept, tmp_path):
         shutil.copytree(source, tmp_path / source.name)
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report/README.md").read_text()
-    assert "Missing to compare with: stock. `python -m benchmarks run --method stock`" in text
+    assert "Missing to compare with: stock, every_nth, random. `python -m benchmarks run --method stock`" in text
     assert "Missing" not in (swept / "report/README.md").read_text()
