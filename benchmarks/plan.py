@@ -14,10 +14,10 @@ from benchmarks.models import check_model, fingerprint, load_predictor, memory_s
 from benchmarks.results import SCHEMA, Run, make_run, surroundings
 from sam2_keyframe import KeyframeMemory, make_method
 from sam2_keyframe.app.models import check_place, default_device
-from sam2_keyframe.app.options import parse_set, split_values
+from sam2_keyframe.app.options import parse_set, parse_value, split_values
 
 Spec = tuple[str, list[str]]
-"""A method's name and its replacements, each `name=value`."""
+"""A method's name, or a memory written out, and its replacements, each `name=value`."""
 BASELINES = ("stock", "window", "every_nth", "random")
 """In every sweep, so that they are in every picture and every method is compared with them."""
 REFERENCES = ("stock", "every_nth", "random")
@@ -169,7 +169,8 @@ def make_plan(options: argparse.Namespace, methods: Sequence[Spec], share: bool)
     runs: dict[Path, tuple[Run, KeyframeMemory]] = {}
     for name, replacements in methods:
         try:
-            method = make_method(name, **parse_set(replacements))
+            chosen = parse_value(name) if name.startswith("KeyframeMemory(") else name
+            method = make_method(chosen, **parse_set(replacements))
             method.check_fits(slots)
         except ValueError as error:
             raise ValueError(f"{label((name, replacements))}: {error}") from error

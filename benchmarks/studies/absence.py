@@ -24,41 +24,42 @@ from benchmarks.results import keep_results
 RESULTS = Path(__file__).parent.parent / "results" / "absence"
 WAYS = ("absence_partial", "absence_filled", "absence_leaving")
 SCORES = {"jf": "J&F", "recovery": "recovery", "found": "found", "false_masks": "false masks"}
-VERSUS = (
-    ("jf", "stock"),
-    ("recovery", "stock"),
-    ("false_masks", "stock"),
-    ("recovery", "every_nth"),
-    ("recovery", "every_nth gate=Visible()"),
-)
 NOTE = """\
 Development clips of 300 frames at 256 px, absences of 30 to 80 frames, the embedded model. Percent; recovery is J over
 the first 30 frames after a return, found the share of returns with more than 0.5 of it, false masks the share of absent
 frames on which a mask is shown. Differences are paired by clip, with 95 % bootstrap intervals. Made by
 `python -m benchmarks.studies.absence --clips 6` and `--table`."""
-GATE = "gate=Visible() & Quality(0.5)"
+GATE = "Visible() & (PredictedIoU() > 0.5)"
 
 
-def split(anchors: int, recent: int, *more: str) -> Spec:
+def split(anchors: int, recent: int, more: str = "") -> Spec:
     """Anchors behind a gate, ten frames apart, beside so many newest frames of any kind."""
-    parts = ["scorer=None", GATE, "keep=MinGap(10)", "minor=0", f"capacity={anchors}", f"recent={recent}"]
-    return "keyframe", [*parts, *more]
+    return f"KeyframeMemory(Recent({recent}), Keyframes({anchors}, {GATE} & MinGap(10){more}))", []
 
 
+GATED = "KeyframeMemory(Recent(1), Keyframes(5, Visible() & EveryNth(5)), fill=False)"
 CANDIDATES: dict[str, Spec] = {
     "stock": ("stock", []),
     "every_nth": ("every_nth", []),
     "random": ("random", []),
     "keyframe": ("keyframe", []),
     "samurai": ("samurai", []),
-    "every_nth behind a gate": ("every_nth", ["gate=Visible()"]),
+    "every_nth behind a gate": (GATED, []),
     "2 anchors, 4 newest": split(2, 4),
     "3 anchors, 3 newest": split(3, 3),
     "4 anchors, 2 newest": split(4, 2),
-    "3 anchors drawn from the past, 3 newest": split(3, 3, "evict=Random(0)"),
-    "2 anchors beside the prompt, 4 newest": split(2, 4, "temporal='anchor'", "fill=False"),
+    "3 anchors drawn from the past, 3 newest": split(3, 3, ", evict=Random(0)"),
+    "2 anchors beside the prompt, 4 newest": split(2, 4, ", code='anchor'"),
 }
 """Candidates by what the tables call them."""
+NAMES = {label(spec): title for title, spec in CANDIDATES.items()}
+VERSUS = (
+    ("jf", "stock"),
+    ("recovery", "stock"),
+    ("false_masks", "stock"),
+    ("recovery", "every_nth"),
+    ("recovery", GATED),
+)
 
 
 def in_turn(plan: Plan, names: Sequence[str]) -> None:
@@ -92,7 +93,7 @@ def write(plan: Plan) -> None:
 
 
 def _table(group: Group, names: Sequence[str]) -> list[str]:
-    head = ["rule", *(title for title in SCORES.values()), *(f"{SCORES[s]} vs {of}" for s, of in VERSUS)]
+    head = ["rule", *(title for title in SCORES.values()), *(f"{SCORES[s]} vs {NAMES.get(of, of)}" for s, of in VERSUS)]
     rows = []
     for title, spec in CANDIDATES.items():
         result = group.find(label(spec))
