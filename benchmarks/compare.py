@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.plan import BASELINES
+from benchmarks.plan import REFERENCES
 from benchmarks.results import protocol, read_metrics
 
 ENOUGH = 5
@@ -56,9 +56,13 @@ class Result:
         pairs = dict(part.split("=", 1) for part in self.method["set"])
         return str(pairs.get(name, ""))
 
-    def by_video(self) -> dict[str, list[float]]:
-        """Return the objects' J&F in percent by video."""
-        return {name: list(values) for name, values in self.metrics["sequences"].items()}
+    def by_video(self, score: str = "jf") -> dict[str, list[float]]:
+        """Return the objects' J&F, or one of `absence.SCORES`, in percent by video; objects that have none left out."""
+        if score == "jf":
+            return {name: list(values) for name, values in self.metrics["sequences"].items()}
+        found = self.metrics.get("absences", {}).get(score, {})
+        kept = {name: [value for value in values if value is not None] for name, values in found.items()}
+        return {name: values for name, values in kept.items() if values}
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Group:
     @property
     def reference(self) -> Result | None:
         """Stock SAM 2 on the same videos."""
-        return self.find(BASELINES[0])
+        return self.find(REFERENCES[0])
 
     def find(self, label: str) -> Result | None:
         """Return the run of a label."""
@@ -123,14 +127,29 @@ class Group:
                 front.append(result)
         return front
 
-    def gain(self, result: Result, keep: Callable[[str], bool] = lambda _: True) -> Difference | None:
-        """Return a run's difference from stock; None of stock itself and where stock is not there."""
-        return None if self.reference in (None, result) else difference(result, self.reference, keep)
+    def gain(
+        self,
+        result: Result,
+        keep: Callable[[str], bool] = lambda _: True,
+        of: str = REFERENCES[0],
+        score: str = "jf",
+    ) -> Difference | None:
+        """Return a run's difference in a score from `of`; None of that method itself and where it was not run."""
+        other = self.find(of) or next((each for each in self.results if _differs_in_seed(each, of)), None)
+        if other is None or result.label == other.label or _differs_in_seed(result, of):
+            return None
+        return difference(result, other, keep, score)
+
+
+def _differs_in_seed(result: Result, name: str) -> bool:
+    """Return whether a run is of a method as it is, but for its seed."""
+    parts = result.method["set"]
+    return result.method["name"] == name and all(part.startswith("seed=") for part in parts)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """J&F of a method minus another's, in points, with a 95 % interval over videos."""
+    """A score of a method minus another's, in points, with a 95 % interval over videos."""
 
     mean: float
     low: float
@@ -144,10 +163,10 @@ class Difference:
 
 
 def difference(
-    method: Result, reference: Result | None, keep: Callable[[str], bool] = lambda _: True
+    method: Result, reference: Result | None, keep: Callable[[str], bool] = lambda _: True, score: str = "jf"
 ) -> Difference | None:
-    """Return the paired difference in J&F over the videos that both have and `keep` accepts; None of fewer than two."""
-    ours, theirs = method.by_video(), reference.by_video() if reference else {}
+    """Return the paired difference in a score over the videos that both have and `keep` accepts; None of under two."""
+    ours, theirs = method.by_video(score), reference.by_video(score) if reference else {}
     shared = [name for name in ours if keep(name) and name in theirs and len(ours[name]) == len(theirs[name])]
     if len(shared) < 2:
         return None
@@ -172,6 +191,41 @@ def interval(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, f
     settings = {"n_resamples": 10_000, "method": "percentile", "rng": np.random.default_rng(0)}
     found = bootstrap(pair, mean, paired=True, vectorized=True, **settings).confidence_interval
     return float(mean(*pair)), float(found.low), float(found.high)
+
+
+def beside(path: Path) -> list[str]:
+    """Return sentences that compare the run in a folder with what was run on the same videos in the folders around it.
+
+    Each of :data:`benchmarks.plan.REFERENCES` that was not run there is named.
+    """
+    runs = {}
+    for file in sorted(path.parent.glob("*/metrics.json")):
+        try:
+            (metrics,) = read_metrics(file)
+        except ValueError:  # of another version: nothing to compare with
+            continue
+        if metrics.get("accuracy", {}).get("jf") is not None:
+            runs[file.parent] = Result(file.parent, metrics)
+    if path not in runs:
+        return []
+    ours = runs[path]
+    same = protocol(ours.metrics["config"])
+    group = Group(ours.metrics["config"], [r for r in runs.values() if protocol(r.metrics["config"]) == same])
+    lines, missing = [], []
+    for name in REFERENCES:
+        if name == ours.method["name"] and not ours.method["set"]:
+            continue
+        if not group.find(name):
+            missing.append(name)
+            continue
+        for score, title in {"jf": "J&F", "recovery": "recovery", "false_masks": "false masks"}.items():
+            found = group.gain(ours, of=name, score=score)
+            if found is not None:
+                shown = f" ({found.low:+.1f} to {found.high:+.1f})" if found.shown else f" ({found.videos} videos)"
+                lines.append(f"  {title} {found.mean:+.1f}{shown} from {name}")
+    if missing:
+        lines.append(f"  not compared with {', '.join(missing)}: run them with the same options and --out")
+    return lines
 
 
 def load_groups(folder: Path) -> list[Group]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_keyframe._checks import did_you_mean
-from sam2_keyframe.synthetic import CHALLENGES, make_clip
+from sam2_keyframe.synthetic import ABSENCES, CHALLENGES, make_clip
 
 Mask = NDArray[np.bool_]
 
@@ -98,7 +98,7 @@ class Synthetic:
 
     Attributes:
         split: "dev" to choose methods on, "test" to report them.
-        challenges: Names in `sam2_keyframe.synthetic.CHALLENGES`.
+        challenges: Names in `sam2_keyframe.synthetic.CHALLENGES` or `ABSENCES`.
         clips: Clips a challenge.
         frames: Frames a clip.
         size: Height and width in pixels.
@@ -117,10 +117,11 @@ class Synthetic:
     fingerprint = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.challenges) - set(CHALLENGES))
+        known = (*CHALLENGES, *ABSENCES)
+        unknown = sorted(set(self.challenges) - set(known))
         if unknown:
-            hint = did_you_mean(unknown[0], CHALLENGES)
-            raise ValueError(f"no challenge is called {', '.join(unknown)}; choose from {', '.join(CHALLENGES)}{hint}")
+            hint = did_you_mean(unknown[0], known)
+            raise ValueError(f"no challenge is called {', '.join(unknown)}; choose from {', '.join(known)}{hint}")
         if self.split not in SEEDS:
             raise ValueError(f"generated clips have no split {self.split!r}; choose from {', '.join(SEEDS)}")
         if self.clips < 1 or not 1 <= self.objects <= 255 or self.frames < 3 or self.size < 16:

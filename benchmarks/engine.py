@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.compare import beside
 from benchmarks.datasets import Video
 from benchmarks.models import shared_features
 from benchmarks.plan import Plan, combinations, make_plan
@@ -31,7 +32,11 @@ Engine = Callable[[Plan, Sequence[str]], None]
 
 def main_run(options: argparse.Namespace) -> int:
     """Run one method; returns the exit code."""
-    return carry_out(make_plan(options, [(options.method, options.set)], share=False), options.workers)
+    plan = make_plan(options, [(options.method, options.set)], share=False)
+    code = carry_out(plan, options.workers)
+    for line in beside(plan.runs[0][0].path):
+        _say(line)
+    return code
 
 
 def main_sweep(options: argparse.Namespace) -> int:
@@ -73,7 +78,7 @@ def _conclude(run: Run, names: Sequence[str]) -> int:
     for name, error in metrics["failed"].items():
         _say(f"failed: {name} under {run.label}: {error}")
     if metrics["objects"] and metrics["accuracy"]["jf"] is not None:
-        shown = f"J&F {metrics['accuracy']['jf']:.1f}, {metrics['occupancy']['memory']['mib']:.2f} MiB"
+        shown = f"J&F {metrics['accuracy']['jf']:.1f}, {metrics['occupancy']['memory']['peak_mib']:.2f} MiB"
         _say(f"{run.label}: {shown} -> {run.path}")
     return int(bool(metrics["failed"]))
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 HTML = {"full_html": False, "include_plotlyjs": False, "config": {"responsive": True, "displaylogo": False}}
 XS = {
-    "peak_mib": "MiB held (peak)", "mib": "MiB held (mean)", "peak_frames": "frames held (peak)",
+    "peak_mib": "MiB held (peak)", "peak_frames": "frames held (peak)",
     "frames": "frames held (mean)", "tokens": "tokens attended (mean)", "peak_tokens": "tokens attended (peak)",
     "frame_ms": "ms a frame",
 }  # fmt: skip
 YS = {
     "jf": "J&F, %", "j": "J, %", "f": "F, %", "j_last": "J over the last quarter, %", "j_decay": "J decay, points",
-    "vs_stock": "J&F minus stock, points",
+    "vs_stock": "J&F minus stock, points", "recovery": "recovery, %", "false_masks": "false masks while absent, %",
 }  # fmt: skip
 
 

@@ -52,7 +52,18 @@ class Look:
     area: float = 0.0
 
 
-BASELINE_LOOKS = {BASELINES[0]: Look("#b0402f", "s", 300.0), BASELINES[1]: Look("#565b66", "D", 180.0)}
+BASELINE_LOOKS = dict(
+    zip(
+        BASELINES,
+        (
+            Look("#b0402f", "s", 300.0),
+            Look("#565b66", "D", 180.0),
+            Look("#8a6a3b", "^", 130.0),
+            Look("#4f7d3a", "v", 130.0),
+        ),
+        strict=True,
+    )
+)
 
 
 def families(results: Sequence[Result]) -> dict[str, str]:

@@ -14,12 +14,14 @@ from benchmarks.models import check_model, fingerprint, load_predictor, memory_s
 from benchmarks.results import SCHEMA, Run, make_run, surroundings
 from sam2_keyframe import KeyframeMemory, make_method
 from sam2_keyframe.app.models import check_place, default_device
-from sam2_keyframe.app.options import parse_set, split_values
+from sam2_keyframe.app.options import parse_set, parse_value, split_values
 
 Spec = tuple[str, list[str]]
-"""A method's name and its replacements, each `name=value`."""
-BASELINES = ("stock", "window")
-"""In every sweep, so that they are in every picture."""
+"""A method's name, or a memory written out, and its replacements, each `name=value`."""
+BASELINES = ("stock", "window", "every_nth", "random")
+"""In every sweep, so that they are in every picture and every method is compared with them."""
+REFERENCES = ("stock", "every_nth", "random")
+"""What a method is compared with: SAM 2 as it is, and rules that look at nothing."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sweep`."""
-    parser.add_argument("--method", nargs="+", default=[], help="methods to run as they are, beside stock and window")
+    beside = ", ".join(BASELINES)
+    parser.add_argument("--method", nargs="+", default=[], help=f"methods to run as they are, beside {beside}")
     parser.add_argument("--base", default="keyframe", help="method that the grid varies (default: %(default)s)")
     add_choices(parser, "a choice of --base, in all of its grid")
     values = "values of a choice, as in --grid 'change=SSIM() > 0.2,MaskIoU() > 0.5' --grid keyframes=1,2"
@@ -104,7 +107,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 def combinations(methods: Sequence[str], base: str, fixed: Sequence[str], grid: Sequence[str]) -> list[Spec]:
     """Return what a sweep runs: the baselines and some methods as they are, and a base method at every combination.
 
-    >>> combinations(["fifo"], "keyframe", ["others=1"], ["change=0.1,0.2"])[2:]
+    >>> combinations(["fifo"], "keyframe", ["others=1"], ["change=0.1,0.2"])[4:]
     [('fifo', []), ('keyframe', ['others=1', 'change=0.1']), ('keyframe', ['others=1', 'change=0.2'])]
 
     Raises:
@@ -166,7 +169,8 @@ def make_plan(options: argparse.Namespace, methods: Sequence[Spec], share: bool)
     runs: dict[Path, tuple[Run, KeyframeMemory]] = {}
     for name, replacements in methods:
         try:
-            method = make_method(name, **parse_set(replacements))
+            chosen = parse_value(name) if name.startswith("KeyframeMemory(") else name
+            method = make_method(chosen, **parse_set(replacements))
             method.check_fits(slots)
         except ValueError as error:
             raise ValueError(f"{label((name, replacements))}: {error}") from error

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from benchmarks.absence import SCORES
 from benchmarks.compare import ENOUGH, Group, load_groups, worst_videos
 from benchmarks.datasets import Dataset, open_dataset
 from benchmarks.page import write_page
 from benchmarks.pictures import pareto, worst_picture
-from benchmarks.plan import BASELINES
+from benchmarks.plan import BASELINES, REFERENCES
 from benchmarks.results import write_csv
 
 SHOWN = 14
 """Rows of the per-challenge table in Markdown; `challenges.csv` has them all."""
-COLUMNS = ("J&F", "vs stock (95 %)", "J", "F", "frames", "MiB", "tokens", "ms", "time / stock")
+VERSUS = ("J&F", "vs stock (95 %)", "vs every_nth", "vs random")
+COLUMNS = (*VERSUS, "J", "F", "frames", "MiB", "tokens", "ms", "time / stock")
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +88,10 @@ def figures(group: Group) -> list[dict[str, Any]]:
         rows.append(
             {"method": result.label}
             | {name: metrics["accuracy"].get(name) for name in ("jf", "j", "f", "j_last", "j_decay")}
+            | {name: metrics["accuracy"].get(name) for name in SCORES}
             | {"vs_stock": gain.mean if gain else None}
             | {end: getattr(gain, end) if gain and gain.shown else None for end in ("low", "high")}
+            | {f"vs_{of}": found.mean if (found := group.gain(result, of=of)) else None for of in REFERENCES[1:]}
             | {"videos": metrics["videos"], "lacking": len(group.videos - result.by_video().keys())}
             | {"objects": metrics["objects"], **{name: memory[name] for name in sorted(memory)}}
             | {f"stock_{name}": metrics["occupancy"]["stock"][name] for name in ("peak_mib", "tokens")}
@@ -118,7 +122,7 @@ def _markdown(
         *tables.markdown(table[0], table[1:]),
         "",
         f"{len(group.videos)} videos, {objects} objects. J, F: percent, as DAVIS 2017 defines them, means over "
-        "objects. Frames and MiB: peak held for an object; tokens: attended to, mean over frames. vs stock: paired "
+        "objects. Frames and MiB: peak held for an object; tokens: attended to, mean over frames. vs: paired "
         f"difference in J&F and its 95 % bootstrap interval over videos, where there are {ENOUGH} or more. ◆: on a "
         "front: no other run is as accurate with as little.",
         "",
@@ -141,12 +145,25 @@ def _markdown(
     if "time / stock" in table[0]:
         turns = "ms: median frame of the run. time / stock: median over frames of one video that both track in turn."
         lines += [turns, ""]
+    lines += _absence_lines(group)
     lines += _challenge_lines(group)
     lines += ["### Worst cases", ""] if pictures else []
     for case in pictures:
         lines += [f"{case['method']} on {case['video']}: {case['fall']:+.1f} points, frame {case['frame']}.", ""]
         lines += [f"![{case['method']} on {case['video']}]({folder.name}/worst/{case['file']})", ""]
     return lines
+
+
+def _absence_lines(group: Group) -> list[str]:
+    rows = tables.cells(group, ("J&F", *tables.ABSENCE), lambda result: result.label)
+    if "recovery" not in rows[0]:
+        return []
+    note = (
+        "Percent, means over the objects that have an absence. recovery: J over the first 30 frames after each return; "
+        "found: returns with more than 0.5 of it; false masks: absent frames on which a mask is shown; gone and back: "
+        "J&F over absences and returns as MOSEv2 defines them, with its boundary measure."
+    )
+    return ["### Around absences", "", *tables.markdown(rows[0], rows[1:]), "", note, ""]
 
 
 def _challenge_lines(group: Group) -> list[str]:

@@ -36,9 +36,26 @@ def number(value: float | None, digits: int, unit: str = "") -> str:
     return "" if value is None else f"{value:.{digits}f}{unit}"
 
 
+def _score(name: str) -> Callable[[Group, Result], str]:
+    return lambda _, result: number(result.metrics["accuracy"].get(name), 1)
+
+
+def _versus(of: str, score: str = "jf") -> Callable[[Group, Result], str]:
+    return lambda group, result: interval(group.gain(result, of=of, score=score))
+
+
 COLUMNS: Mapping[str, Callable[[Group, Result], str]] = {
     "J&F": lambda _, result: number(result.jf, 1),
-    "vs stock (95 %)": lambda group, result: interval(group.gain(result)),
+    "vs stock (95 %)": _versus("stock"),
+    "vs every_nth": _versus("every_nth"),
+    "vs random": _versus("random"),
+    "recovery": _score("recovery"),
+    "recovery vs stock": _versus("stock", "recovery"),
+    "found": _score("found"),
+    "false masks": _score("false_masks"),
+    "false masks vs stock": _versus("stock", "false_masks"),
+    "gone": _score("jf_gone"),
+    "back": _score("jf_back"),
     "J": lambda _, result: number(result.metrics["accuracy"]["j"], 1),
     "F": lambda _, result: number(result.metrics["accuracy"]["f"], 1),
     "frames": lambda _, result: number(result.occupancy("peak_frames"), 1),
@@ -49,6 +66,10 @@ COLUMNS: Mapping[str, Callable[[Group, Result], str]] = {
     "time / stock": lambda _, result: number(result.beside_stock.get("ratio"), 2),
 }
 """Columns of a table of runs."""
+ABSENCE = ("recovery", "recovery vs stock", "found", "false masks", "false masks vs stock", "gone", "back")
+"""Of them those around absences."""
+OPTIONAL = ("vs every_nth", "vs random", *ABSENCE, "ms", "time / stock")
+"""Of them those that are left out where no run has anything to say."""
 
 
 def cells(
@@ -56,10 +77,10 @@ def cells(
 ) -> list[list[str]]:
     """Return the cells of a table with a row a run, its head first.
 
-    Columns of times are left out where no run has one, unless they are wanted `always`.
+    Columns in `OPTIONAL` are left out where they would be empty, unless they are wanted `always`.
     """
     found = {column: [COLUMNS[column](group, result) for result in group.results] for column in columns}
-    shown = {c: texts for c, texts in found.items() if always or any(texts) or c not in ("ms", "time / stock")}
+    shown = {c: texts for c, texts in found.items() if always or any(texts) or c not in OPTIONAL}
     rows = zip(map(name, group.results), *shown.values(), strict=True)
     return [[first, *shown], *map(list, rows)]
 

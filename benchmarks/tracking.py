@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import metrics
+from benchmarks.absence import SCORES, absences
 from benchmarks.datasets import Mask, Video
 from sam2_keyframe import FrameStats, KeyframeMemory, memory_stats, wrap
 from sam2_keyframe.video.source import init_state
@@ -103,10 +104,13 @@ def frame_rows(video: Video, tracked: Tracked) -> list[dict[str, Any]]:
     rows = []
     for each in video.tracks:
         for t in sorted(tracked.masks[each.obj_id]):
-            row: dict[str, Any] = {"video": video.name, "obj_id": each.obj_id, "frame_idx": t, "j": "", "f": ""}
+            row: dict[str, Any] = {"video": video.name, "obj_id": each.obj_id, "frame_idx": t}
+            row |= dict.fromkeys(("j", "f", "f_size", "seen", "shown"), "")
             if t in each.scored:
                 truth, predicted = video.mask(t, each.obj_id), tracked.mask(t, each.obj_id)
                 row["j"], row["f"] = metrics.jaccard(predicted, truth), metrics.boundary_f(predicted, truth)
+                row["f_size"] = metrics.boundary_f_of_size(predicted, truth)
+                row["seen"], row["shown"] = int(truth.any()), int(predicted.any())
             stats = tracked.stats.get(each.obj_id, {}).get(t)
             columns = _stats_columns(stats) if stats else dict.fromkeys(STATS, "")
             rows.append(row | columns)
@@ -152,6 +156,7 @@ def object_rows(video: Video, rows: list[dict[str, Any]]) -> list[dict[str, Any]
             "f_recall": score.f.recall,
             "f_decay": score.f.decay,
             "j_last": _mean(j[math.floor(0.75 * len(j)) :]),
+            **absences(*([row[name] for row in scored] for name in ("seen", "shown", "j", "f_size"))).columns(),
             "keyframes": sum(row["keyframe"] for row in seen),
             "milliseconds": float(np.median(times)) if times else math.nan,
         }
@@ -186,18 +191,23 @@ def summary(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         for side in SIDES
     }
-    accuracy = ("jf", "j", "f", "j_recall", "j_decay", "f_recall", "f_decay", "j_last")
+    accuracy = ("jf", "j", "f", "j_recall", "j_decay", "f_recall", "f_decay", "j_last", *SCORES)
     rates = [float(row["keyframes"]) / float(row["tracked_frames"]) for row in objects if float(row["tracked_frames"])]
     sequences: dict[str, list[float]] = {}
     by_challenge: dict[str, list[float]] = {}
+    around: dict[str, dict[str, list[float | None]]] = {name: {} for name in SCORES}
     for row in objects:
         sequences.setdefault(str(row["video"]), []).append(round(100 * float(row["jf"]), 4))
         by_challenge.setdefault(str(row["challenge"]), []).append(float(row["jf"]))
+        for name in SCORES:
+            score = 100 * float(row[name])
+            around[name].setdefault(str(row["video"]), []).append(None if math.isnan(score) else round(score, 4))
     return {
         "accuracy": {name: mean(name, 100) for name in accuracy},
         "occupancy": occupancy,
         "time": {"frame_ms": mean("milliseconds")},
         "keep_rate": _mean(rates) * 100 if rates else None,
         "sequences": sequences,
+        "absences": around,
         "challenges": {name: _mean(jf) * 100 for name, jf in sorted(by_challenge.items()) if name},
     }

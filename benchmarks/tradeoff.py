@@ -203,7 +203,7 @@ def _row(group: Group, result: Result, each: Cost) -> list[str]:
         f"{result.jf:.1f}",
         tables.interval(each.loss, digits=2),
         tables.interval(group.gain(result), digits=2),
-        f"{result.occupancy('mib'):.3f} MiB",
+        f"{result.occupancy('peak_mib'):.3f} MiB",
         f"{result.occupancy('tokens'):.0f}",
     ]
 
@@ -214,7 +214,7 @@ def _picture(group: Group) -> str:
 
 AXES: Mapping[str, Callable[[Result, Cost], float]] = {
     "KiB of the memories held at 1024 px": lambda result, cost: cost.stored / 1024,
-    "MiB of the whole bank, measured": lambda result, cost: result.occupancy("mib"),
+    "MiB of the whole bank, measured": lambda result, cost: result.occupancy("peak_mib"),
     "spatial keys attended to at 1024 px": lambda result, cost: cost.tokens,
 }
 """What accuracy is drawn against."""

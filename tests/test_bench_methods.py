@@ -71,7 +71,9 @@ def test_every_method_is_beside_stock_on_both_kinds_of_clips(made):
     assert set(groups) == {"synthetic-14f-64px", "footage"}
     seeds = [f"random seed={seed}" for seed in range(3)]
     for group in groups.values():
-        assert sorted(result.label for result in group.results) == sorted(["stock", "window", "keyframe", *seeds])
+        assert sorted(result.label for result in group.results) == sorted(
+            ["stock", "window", "every_nth", "keyframe", *seeds]
+        )
     assert groups["synthetic-14f-64px"].config["split"] == "test"
     names = set(groups["synthetic-14f-64px"].results[0].by_video())
     assert names == {"occlusion-20000", "occlusion-20001"}  # test seeds
@@ -119,7 +121,7 @@ def test_nothing_finished_is_tracked_again(made, capsys):
     root, arguments = made
     before = {path: path.stat().st_mtime_ns for path in root.glob("out/*/videos/*/*")}
     times = {path: path.read_text() for path in root.glob("out/*/time.json")}
-    assert len(times) == 6
+    assert len(times) == 7
     shutil.rmtree(next(root.glob("out/footage*keyframe*")) / "videos/b")
     capsys.readouterr()
     assert main(arguments) == 0

@@ -71,7 +71,7 @@ def test_a_clip_too_short_for_a_time_is_no_failure(tmp_path, capsys):
         capsys.readouterr().err
     )
     found = read(tmp_path)
-    assert len(found) == 3
+    assert len(found) == 5
     assert all(metrics["failed"] == {} and "beside_stock" not in metrics["time"] for metrics in found)
 
 
@@ -102,7 +102,7 @@ def test_the_official_path_with_random_weights_fills_readme(tmp_path, monkeypatc
     arguments += ["--checkpoints", str(tmp_path / "checkpoints"), "--method", "keyframe"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--readme", str(readme)]) == 0
     found = {metrics["config"]["method"]["name"]: metrics for metrics in read(tmp_path / "out")}
-    assert set(found) == {"stock", "window", "keyframe"}
+    assert set(found) == {"stock", "window", "every_nth", "random", "keyframe"}
     assert {metrics["config"]["model"] for metrics in found.values()} == {"sam2.1_hiera_tiny"}
     assert all(metrics["objects"] == 2 and metrics["time"]["frame_ms"] > 0 for metrics in found.values())
     title = "data, all, 1 videos, SAM 2 sam2.1_hiera_tiny at 128 px"

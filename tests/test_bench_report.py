@@ -107,14 +107,15 @@ def test_development_and_test_data_are_never_mixed(swept):
     assert [group.config["split"] for group in groups] == ["dev", "test"]
     for group in groups:
         labels = sorted(r.label for r in group.results)
-        assert labels == ["first", "keyframe change=0.1", "keyframe change=0.5", "stock", "window"]
+        kept = ["keyframe change=0.1", "keyframe change=0.5"]
+        assert labels == ["every_nth", "first", *kept, "random", "stock", "window"]
         assert {video for r in group.results for video in r.by_video()} == {
             f"{challenge}-{10_000 if group.config['split'] == 'dev' else 20_000}"
             for challenge in ("static", "occlusion")
         }
 
 
-def test_report_holds_every_run_and_stock_and_window(swept):
+def test_report_holds_every_run_and_the_baselines(swept):
     report = swept / "report"
     text = (report / "README.md").read_text()
     folders = [path for path in report.iterdir() if path.is_dir()]
@@ -126,7 +127,7 @@ def test_report_holds_every_run_and_stock_and_window(swept):
         svg = (folder / "pareto.svg").read_text()
         assert svg.startswith("<?xml")
         rows = read_csv(folder / "table.csv")
-        assert {"stock", "window"} < {row["method"] for row in rows}
+        assert {"stock", "window", "every_nth", "random"} < {row["method"] for row in rows}
         window = next(row for row in rows if row["method"] == "window")
         assert (float(window["vs_stock"]), window["low"], window["high"]) == (0, "", "")  # bit-identical; two videos
         assert [float(row["jf"]) for row in rows] == sorted((float(row["jf"]) for row in rows), reverse=True)
@@ -186,5 +187,5 @@ def test_missing_baselines_are_said(swept, tmp_path):
         shutil.copytree(source, tmp_path / source.name)
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report/README.md").read_text()
-    assert "Missing to compare with: stock. `python -m benchmarks run --method stock`" in text
+    assert "Missing to compare with: stock, every_nth, random. `python -m benchmarks run --method stock`" in text
     assert "Missing" not in (swept / "report/README.md").read_text()

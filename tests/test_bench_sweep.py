@@ -9,7 +9,7 @@ import torch
 from benchmarks import plan as run_module
 from benchmarks.__main__ import main
 from benchmarks.models import shared_features
-from benchmarks.plan import combinations
+from benchmarks.plan import BASELINES, combinations
 from benchmarks.results import read_csv
 from sam2_keyframe import MaskIoU, PredictedIoU, Visible
 from sam2_keyframe.app.models import recognise
@@ -21,11 +21,11 @@ SMALL = ["--image-size", "128", "--clips", "1", "--frames", "8", "--size", "64",
 
 def test_a_grid_is_every_combination_beside_the_baselines():
     found = combinations(["fifo", "window"], "keyframe", ["others=2"], ["fill=True,False", "change=0.1,0.2,MaxGap(5)"])
-    assert [name for name, _ in found] == ["stock", "window", "fifo", *["keyframe"] * 6]
-    assert found[3] == ("keyframe", ["others=2", "fill=True", "change=0.1"])
+    assert [name for name, _ in found] == [*BASELINES, "fifo", *["keyframe"] * 6]
+    assert found[len(BASELINES) + 1] == ("keyframe", ["others=2", "fill=True", "change=0.1"])
     assert found[-1] == ("keyframe", ["others=2", "fill=False", "change=MaxGap(5)"])
-    assert combinations([], "compact", ["others=2"], [])[2:] == [("compact", ["others=2"])]
-    assert len(combinations([], "compact", [], [])) == 2
+    assert combinations([], "compact", ["others=2"], [])[len(BASELINES) :] == [("compact", ["others=2"])]
+    assert len(combinations([], "compact", [], [])) == len(BASELINES)
 
 
 def test_a_sweep_reads_values_as_the_command_line_does():
@@ -55,10 +55,10 @@ def test_shared_features_change_no_mask(tmp_path, monkeypatch):
     assert main([*arguments, "--out", str(tmp_path / "shared")]) == 0
     shared = len(calls)
     assert main([*arguments, "--timed", "--out", str(tmp_path / "apart")]) == 0
-    assert shared == 8  # once a frame for all four runs
-    assert len(calls) - shared >= 4 * 8
+    assert shared == 8  # once a frame for all six runs
+    assert len(calls) - shared >= 6 * 8
     names = sorted(path.name for path in (tmp_path / "shared").glob("*"))
-    assert len(names) == 4
+    assert len(names) == 6
     for name in names:
         here, there = (tmp_path / folder / name for folder in ("shared", "apart"))
         ours, theirs = read_csv(here / "frames.csv"), read_csv(there / "frames.csv")

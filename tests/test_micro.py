@@ -161,6 +161,34 @@ def test_an_interrupted_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
     assert before + _losses(again, 3) == pytest.approx(whole, rel=1e-4)
 
 
+def test_the_model_is_measured_where_an_object_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "AWAY_FRAMES", 64)
+    found = evaluate.run_absence(evaluate.load(None), 1)
+    assert found["clips"] == 3
+    assert [row["way"] for row in found["rows"]] == ["leaving", "partial", "filled"]
+    for name in ("j_before", "false_masks", "recovery"):
+        assert found["all"][name] == pytest.approx(np.mean([row[name] for row in found["rows"]]), abs=0.01)
+    assert found["all"]["j_before"] > 30
+
+
+def test_training_goes_on_with_absences_and_prompts_and_leaves_the_image_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "POOL", 2)
+    config = train.Config(((64, 2, 1),), frames=9, pair=0.0, rate=1e-3, warmup=1, away=1.0, prompts=2, freeze=True)
+    batches = [train.make_batch(config, step) for step in range(4)]
+    assert any((batch.masks.amax((2, 3)) == 0).any() for batch in batches)  # frames on which an object is away
+    trainer = train.Trainer(config, tmp_path)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    logged = trainer.train_step(batches[0])
+    assert logged.get("click_n", 0) + logged.get("box_n", 0) == 2
+    assert (tmp_path / "pool.pt").is_file()
+    after = trainer.model.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert "image_encoder" not in changed
+    assert {"sam_mask_decoder", "sam_prompt_encoder", "memory_attention"} <= changed
+
+
 def test_every_temporal_row_gets_gradient_from_one_eight_frame_clip(tmp_path: Path) -> None:
     config = train.Config(((64, 1, 2),), pair=0.0)
     trainer = train.Trainer(config, tmp_path)

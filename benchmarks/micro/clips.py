@@ -18,3 +18,8 @@ LONG_CHALLENGE = "occlusion"
 LONG_FRAMES = 72
 LONG_SEEDS = tuple(range(200, 230))
 """Seeds of the 30 long occlusion clips on which memory methods are compared."""
+
+AWAY_FRAMES = 150
+AWAY_CLIPS = 4
+AWAY_SEED = 300
+"""Of each way to be away so many clips from this seed on show whether the model knows when an object is gone."""

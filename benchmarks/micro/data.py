@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sam2_keyframe.synthetic import CHALLENGES, make_clip
+from sam2_keyframe.synthetic import ABSENCES, CHALLENGES, make_clip
 
 TRAIN_SEED = 1_000_000_000  # evaluation seeds stay below
 CHECK_SEED = 500_000_000
@@ -41,6 +42,16 @@ class Config:
     average: float = 0.998
     seed: int = 0
     processes: int = 1
+    begun: int = 0
+    """Steps that the weights it starts from have behind them."""
+    away: float = 0.0
+    """Share of clips in which the object is away for 6 to 20 frames."""
+    prompts: int = 0
+    """Updates a step that teach clicks and boxes alone, from kept image features; they ask for `freeze`."""
+    freeze: bool = False
+    """Leave the image encoder and the convolutions behind it as they are."""
+    alone: bool = False
+    """Make the clips in the training process."""
 
     @property
     def steps(self) -> int:
@@ -65,6 +76,14 @@ class Batch:
     index: list[int]
 
 
+def prompt_frames(seed: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Four frames (4, h, w, 3) of one training clip with two objects, and their ids (4, h, w), to teach prompts on."""
+    rng = np.random.default_rng([TRAIN_SEED, seed, 9])
+    challenge = str(rng.choice([name for name in CHALLENGES if name != "scene_cut"]))
+    clip = make_clip(challenge, TRAIN_SEED + 200_000_000 + seed, 24, size, 2, times=[0, 7, 14, 21])
+    return clip.frames[..., rng.permutation(3)], clip.masks
+
+
 def make_batch(
     config: Config, step: int, first_seed: int = TRAIN_SEED, size: int | None = None, rank: int = 0
 ) -> Batch:
@@ -84,11 +103,21 @@ def make_batch(
         objects = 2 if rng.random() < config.pair else 1
         length = int(max(times[-1] + 1, rng.integers(12, 25)))
         start = 0 if rng.random() < 0.7 else int(rng.integers(0, length - times[-1]))
+        back = 0.3
+        if config.away and rng.random() < config.away:
+            challenge, back = str(rng.choice(ABSENCES)), 0.0
+            start, length = int(rng.integers(8, 17)), max(48, int(times[-1]) + 17)
         clip = make_clip(
-            challenge, first_seed + step * 64 + rank * clips + number, length, side, objects, times=list(times + start)
+            challenge,
+            first_seed + step * 64 + rank * clips + number,
+            length,
+            side,
+            objects,
+            times=list(times + start),
+            absences=(6, 30),
         )
         pixels, ids = clip.frames, clip.masks
-        if rng.random() < 0.3:
+        if rng.random() < back:
             pixels, ids = pixels[::-1], ids[::-1]
         if rng.random() < 0.5:
             pixels, ids = pixels[:, :, ::-1], ids[:, :, ::-1]
@@ -101,7 +130,7 @@ def make_batch(
                 masks.append(torch.from_numpy(np.ascontiguousarray(mask)))
                 owner.append(number)
         frames.append(torch.from_numpy(np.ascontiguousarray(pixels)))
-    if not masks:
+    if not masks:  # no object that is large enough in its first frame
         return make_batch(config, step + 1_000_000, first_seed, side, rank)
     index = list(range(config.frames)) if rng.random() < 0.6 else [int(t) for t in times]
     return Batch(torch.stack(frames, 1), torch.stack(masks, 1), torch.tensor(owner), index)
@@ -126,7 +155,7 @@ def _produce(config: Config, start: int, queue: Any) -> None:
 
 def batches(config: Config, start: int, rank: int = 0) -> Iterator[Batch]:
     """The batches from step ``start`` on; a single training process has them made ahead by another."""
-    if config.processes > 1:
+    if config.processes > 1 or config.alone:
         for step in range(start, config.steps):
             yield make_batch(config, step, rank=rank)
         return

@@ -2,6 +2,7 @@
 
     python -m benchmarks.micro.evaluate clips            # J&F on its clips, signals and trivial trackers
     python -m benchmarks.micro.evaluate real --root DIR  # J&F on a folder laid out as DAVIS, first 40 frames
+    python -m benchmarks.micro.evaluate absence          # false masks while away, J before the first absence, recovery
     python -m benchmarks.micro.evaluate prompts          # clicks and boxes in the prompted frame
     python -m benchmarks.micro.evaluate speed            # frames a second and loading time
     python -m benchmarks.micro.evaluate sheet            # a contact sheet of overlays
@@ -13,6 +14,7 @@ checkpoint in place of the weights in the package.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -28,11 +30,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from benchmarks.metrics import jaccard, score_masks
+from benchmarks.absence import SCORES, absences
+from benchmarks.metrics import boundary_f_of_size, jaccard, score_masks
 from benchmarks.micro import clips as fixed
 from benchmarks.micro.trivial import TRIVIAL
 from sam2_keyframe.micro import WEIGHTS, build_model, load_micro_predictor
 from sam2_keyframe.synthetic import make_clip
+from sam2_keyframe.synthetic.casting import WAYS
 
 log = logging.getLogger("micro.evaluate")
 RESULTS = Path(__file__).parents[1] / "results" / "micro"
@@ -193,6 +197,33 @@ def run_real(predictor: Any, root: Path, trivial: bool, frames: int = 40) -> dic
     }
 
 
+def run_absence(predictor: Any, clips: int = fixed.AWAY_CLIPS) -> dict[str, Any]:
+    """Stock SAM 2 on clips with long absences: what `absence.absences` scores, and J before the first absence, percent.
+
+    Means over clips, of each way to be away and of all.
+    """
+    rows = []
+    for seed, way in itertools.product(range(fixed.AWAY_SEED, fixed.AWAY_SEED + clips), WAYS):
+        clip = make_clip(f"absence_{way}", seed, fixed.AWAY_FRAMES, fixed.SIZE)
+        truth = clip.masks[1:-1] > 0
+        found = track(predictor, clip.frames, clip.masks[0])[1:-1]
+        seen, shown = truth.any((1, 2)), found.any((1, 2))
+        j = [jaccard(ours, true) for ours, true in zip(found, truth, strict=True)]
+        f = [boundary_f_of_size(ours, true) for ours, true in zip(found, truth, strict=True)]
+        before = float(np.mean(j[: int(np.argmin(seen))]))
+        scores = absences(seen.tolist(), shown.tolist(), j, f).columns()
+        rows.append({"way": way, "seed": seed, "j_before": 100 * before, "j": 100 * float(np.mean(j))})
+        rows[-1] |= {name: 100 * scores[name] for name in SCORES}
+        log.info("%s", json.dumps({k: v if isinstance(v, int | str) else round(v, 1) for k, v in rows[-1].items()}))
+
+    def mean(way: str) -> dict[str, float]:
+        chosen = [row for row in rows if way in ("all", row["way"])]
+        names = [name for name in chosen[0] if name not in ("way", "seed")]
+        return {name: round(float(np.nanmean([row[name] for row in chosen])), 2) for name in names}
+
+    return {"clips": len(rows), **{way: mean(way) for way in ("all", *WAYS)}, "rows": rows}
+
+
 def run_prompts(predictor: Any) -> dict[str, float]:
     """Mean IoU in percent in the prompted frame itself of the evaluation clips: one click, a box, a filled box."""
     found: dict[str, list[float]] = {"one click": [], "box": [], "box, filled in (no model)": []}
@@ -257,7 +288,7 @@ def sheet(predictor: Any, columns: int = 8) -> Frames:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("clips", "real", "prompts", "speed", "sheet"))
+    parser.add_argument("what", choices=("clips", "real", "absence", "prompts", "speed", "sheet"))
     parser.add_argument("--weights", type=Path, help="a training checkpoint")
     parser.add_argument("--root", type=Path, default=Path("../shared/data/vos-mini"))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -270,6 +301,8 @@ def main() -> None:
         result: dict[str, Any] = run_speed()
     elif args.what == "prompts":
         result = run_prompts(load(args.weights))
+    elif args.what == "absence":
+        result = run_absence(load(args.weights))
     elif args.what == "sheet":
         image = sheet(load(args.weights))
         cv2.imwrite(str(args.out / "contact_sheet.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.micro.data import Batch
+from benchmarks.micro.data import Batch, prompt_frames
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -25,9 +27,9 @@ def resize_model(model: Any, size: int) -> None:
     prompt.mask_input_size = (size // 4, size // 4)
 
 
-def clicks(rng: np.random.Generator, masks: Tensor) -> dict[str, Tensor]:
+def clicks(rng: np.random.Generator, masks: Tensor, box: bool | None = None) -> dict[str, Tensor]:
     """One click inside each mask (n, h, w), or a box around it, as SAM 2's point inputs."""
-    box = rng.random() < 0.4
+    box = rng.random() < 0.4 if box is None else box
     coords, labels = [], []
     for mask in masks:
         ys, xs = torch.nonzero(mask, as_tuple=True)
@@ -97,6 +99,60 @@ def match_loss(now: Tensor, then: Tensor, mask: Tensor, target: Tensor) -> Tenso
     raw = F.binary_cross_entropy(found, target, reduction="none")
     share = target.mean(0).clamp(min=0.02, max=0.98)
     return (raw * (0.5 * target / share + 0.5 * (1 - target) / (1 - share))).mean()
+
+
+@dataclass
+class Prompted:
+    """Objects that clicks and boxes are taught on, with the image features of their frames.
+
+    Attributes:
+        levels: (frames, C, h, w) half-precision features of each level, as `forward_image` returns them.
+        masks: (objects, H, W) true masks.
+        frame: (objects,) which frame each lies in.
+    """
+
+    levels: list[Tensor]
+    masks: Tensor
+    frame: Tensor
+
+
+@torch.no_grad()
+def prompted(model: Any, size: int, clips: int) -> Prompted:
+    """Return the objects of four frames of so many training clips; none smaller than 0.6 % of its frame."""
+    levels: list[list[Tensor]] = []
+    masks, frame, count = [], [], 0
+    for seed in range(clips):
+        frames, ids = prompt_frames(seed, size)
+        pixels = (torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).float() / 255.0 - MEAN) / STD
+        levels.append([level.half() for level in model.forward_image(pixels)["backbone_fpn"]])
+        for row, number in itertools.product(range(len(ids)), (1, 2)):
+            mask = ids[row] == number
+            if mask.mean() > 0.006:
+                masks.append(torch.from_numpy(mask))
+                frame.append(count + row)
+        count += len(ids)
+    return Prompted([torch.cat(each) for each in zip(*levels, strict=True)], torch.stack(masks), torch.tensor(frame))
+
+
+def run_prompts(
+    model: Any, pool: Prompted, rng: np.random.Generator, count: int = 12, even: float = 0.6
+) -> tuple[Tensor, str, float]:
+    """Segment some objects from a click or from a box each; the mean loss, which of them, and the mean IoU."""
+    chosen = torch.from_numpy(rng.integers(len(pool.frame), size=count))
+    features = [level[pool.frame[chosen]].float() for level in pool.levels]
+    places = [model.image_encoder.neck.position_encoding(level) for level in features]
+    _, feats, spots, sizes = model._prepare_backbone_features({"backbone_fpn": features, "vision_pos_enc": places})
+    masks = pool.masks[chosen].float()
+    raw: list[tuple[Tensor, ...]] = []
+    handle = model.sam_mask_decoder.register_forward_hook(lambda _m, _i, out: raw.append(out))
+    memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    box = bool(rng.random() < 0.5)
+    try:
+        model._track_step(0, True, feats, spots, sizes, clicks(rng, masks, box), None, memory, 1, False, None)
+    finally:
+        handle.remove()
+    loss, named = frame_loss(raw[-1], F.avg_pool2d(masks[:, None], 4), 0.05, even)
+    return loss, "box" if box else "click", float(named["iou"] / named["n"])
 
 
 def run_clips(

@@ -25,8 +25,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.micro.data import CHECK_SEED, TRAIN_SEED, Batch, Config, batches, make_batch
-from benchmarks.micro.loss import resize_model, run_clips
+from benchmarks.micro.loss import Prompted, prompted, resize_model, run_clips, run_prompts
 from sam2_keyframe.micro import build_model
+
+POOL = 150
+"""Training clips that clicks and boxes are taught on, four frames each."""
 
 log = logging.getLogger("micro.train")
 
@@ -42,12 +45,20 @@ class Trainer:
         self.model: Any = build_model(config.stage(0)[0])
         torch.nn.init.constant_(self.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 2.0)
         self.model.to(device=device, memory_format=torch.channels_last).train()
+        if config.freeze:
+            for part in (self.model.image_encoder, *self.convolutions()):
+                part.requires_grad_(False)
+        self.pool: Prompted | None = None
         plain = [p for p in self.model.parameters() if p.ndim < 2]
         heavy = [p for p in self.model.parameters() if p.ndim >= 2]
         groups = [{"params": heavy, "weight_decay": config.decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98))
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
+
+    def convolutions(self) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """What `forward_image` puts behind the image encoder."""
+        return self.model.sam_mask_decoder.conv_s0, self.model.sam_mask_decoder.conv_s1
 
     def rate(self) -> float:
         """The learning rate of this step: warm-up, then a cosine to 2 %."""
@@ -60,10 +71,31 @@ class Trainer:
         """One update; returns what to log."""
         rng = np.random.default_rng([self.config.seed, 77, self.step, self.rank])
         resize_model(self.model, batch.frames.shape[2])
-        part = min(1.0, self.step / 1500)
-        even = 0.6 if self.step < 0.7 * self.config.steps else 0.1
+        part = min(1.0, (self.step + self.config.begun) / 1500)
+        even = 0.6 if self.step + self.config.begun < 0.7 * self.config.steps else 0.1
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
             loss, sums = run_clips(self.model, batch, rng, 0.5 - 0.45 * part, 0.12, 0.3 - 0.25 * part, even)
+        norm = self._update(loss)
+        for _ in range(self.config.prompts):
+            kind, value = self._prompt(rng)
+            sums[kind] = sums.get(kind, 0.0) + value
+            sums[f"{kind}_n"] = sums.get(f"{kind}_n", 0.0) + 1
+        self.step += 1
+        return {"loss": float(loss.detach()), "norm": norm, **sums}
+
+    def _prompt(self, rng: np.random.Generator) -> tuple[str, float]:
+        """One update that teaches a kind of prompt; which, and the mean IoU before it."""
+        if self.pool is None:
+            file = self.out / "pool.pt"
+            if not file.is_file():
+                torch.save(vars(prompted(self.model, self.config.stage(0)[0], POOL)), file)
+            self.pool = Prompted(**torch.load(file, weights_only=True))
+        loss, kind, value = run_prompts(self.model, self.pool, rng)
+        self._update(loss)
+        return kind, value
+
+    def _update(self, loss: Tensor) -> float:
+        """Follow the gradient of a loss once; its norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -73,13 +105,12 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         if math.isfinite(norm):
             self.optimizer.step()
-        self.step += 1
-        keep = min(self.config.average, (1 + self.step) / (10 + self.step))
+        keep = min(self.config.average, (2 + self.step) / (11 + self.step))
         with torch.no_grad():
             mine = self.model.state_dict()
             names = [k for k, v in mine.items() if v.is_floating_point()]
             torch._foreach_lerp_([self.average[k] for k in names], [mine[k] for k in names], 1 - keep)
-        return {"loss": float(loss.detach()), "norm": norm, **sums}
+        return norm
 
     def _share_gradients(self) -> None:
         """Average the gradients over all processes."""
@@ -153,7 +184,7 @@ def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 1200
             trainer.seconds, begun = trainer.seconds + now - begun, now
             done = trainer.step >= trainer.config.steps
             if trainer.step % 10 == 0 or done:
-                mean = {k: sum(r[k] for r in rows) for k in rows[0]}
+                mean = {k: sum(r.get(k, 0.0) for r in rows) for k in dict.fromkeys(k for r in rows for k in r)}
                 line = {
                     "step": trainer.step,
                     "loss": mean["loss"] / len(rows),
@@ -169,6 +200,7 @@ def train(trainer: Trainer, save_every: float = 180.0, check_every: float = 1200
                     "seconds": trainer.seconds,
                     "size": trainer.config.stage(trainer.step - 1)[0],
                 }
+                line |= {name: mean[name] / mean[f"{name}_n"] for name in ("click", "box") if name in mean}
                 sink.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
                 sink.flush()
                 log.info("%s", " ".join(f"{k} {v:.4g}" for k, v in line.items()))
@@ -195,7 +227,14 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=1, help="share each step's clips among so many, one thread each"
     )
-    parser.add_argument("--start-from", type=Path, help="begin with the averaged weights of this checkpoint")
+    parser.add_argument("--start-from", type=Path, help="begin with the averaged weights of this checkpoint or package")
+    parser.add_argument("--begun", type=int, default=0, help="steps those weights have behind them")
+    parser.add_argument("--away", type=float, default=0.0, help="share of clips with long absences")
+    parser.add_argument("--prompts", type=int, default=0, help="updates a step that teach clicks and boxes alone")
+    parser.add_argument("--average", type=float, default=0.998, help="share of the averaged weights kept each step")
+    parser.add_argument("--warmup", type=int, default=100, help="steps until the full rate")
+    parser.add_argument("--freeze", action="store_true", help="leave the image encoder as it is")
+    parser.add_argument("--alone", action="store_true", help="make the clips in this process, not ahead in another")
     parser.add_argument("--export", type=Path, help="only write the averaged weights of --out's checkpoint here")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -210,6 +249,15 @@ def main() -> None:
     torch.multiprocessing.spawn(work, (args,), nprocs=args.processes)
 
 
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint, or those of a safetensors file, as float32."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return {name: value.float() for name, value in load_file(path).items()}
+    return dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
+
+
 def work(rank: int, args: argparse.Namespace) -> None:
     """One training process of ``args.processes``."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -220,13 +268,26 @@ def work(rank: int, args: argparse.Namespace) -> None:
         torch.distributed.init_process_group("gloo", meet, wait, world_size=args.processes, rank=rank)
     triples = [part.split(":") for part in args.stages.split(",")]
     stages = tuple((int(size), int(count), int(clips)) for size, count, clips in triples)
-    config = Config(stages, args.frames, rate=args.rate, seed=args.seed, processes=args.processes)
+    config = Config(
+        stages,
+        args.frames,
+        rate=args.rate,
+        average=args.average,
+        warmup=args.warmup,
+        freeze=args.freeze,
+        seed=args.seed,
+        processes=args.processes,
+        begun=args.begun,
+        away=args.away,
+        prompts=args.prompts,
+        alone=args.alone,
+    )
     trainer = Trainer(config, args.out, args.device, rank)
     if (args.out / "last.pt").is_file():
         trainer.load(args.out / "last.pt")
         log.info("resumed at step %d", trainer.step)
     elif args.start_from:
-        state = torch.load(args.start_from, map_location="cpu", weights_only=True)["average"]
+        state = _weights(args.start_from)
         trainer.model.load_state_dict(state)
         trainer.average = {k: v.clone() for k, v in state.items()}
     (args.out / f"pid{rank}").write_text(str(os.getpid()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sam2_keyframe.synthetic import textures as tex
 from sam2_keyframe.synthetic.scene import Array, Layer, Scene, backdrop, body, drift, render, smooth, wander
@@ -35,6 +36,12 @@ class Knobs:
     leave: bool = False
     cut: bool = False
     still: float = 0.15
+    ways: tuple[str, ...] = ()
+    """How the first object goes away for long, chosen anew each time: "leaving", "partial", "filled"."""
+    absences: tuple[int, int] = (30, 80)
+    """Shortest and longest absence in frames, as the masks show it."""
+    ageing: float = 0.0
+    """How far colour, pose and scale of an object, not of its look-alikes, drift over hundreds of frames."""
 
 
 BASE = Knobs()
@@ -51,18 +58,55 @@ KNOBS: dict[str, Knobs] = {
     "scene_cut": replace(BASE, cut=True),
     "long": replace(BASE, hide=True, leave=True, twins=(0, 1), light=(0.05, 0.15), posts=(0, 1)),
 }
+AWAY = replace(
+    BASE,
+    radius=(0.3, 0.5),
+    light=(0.04, 0.12),
+    growth=(0.05, 0.15),
+    bend=(0.05, 0.18),
+    twins=(0, 1),
+    still=0.0,
+    ageing=1,
+)
+WAYS = ("leaving", "partial", "filled")
+KNOBS["absence"] = replace(AWAY, ways=WAYS)
+KNOBS |= {f"absence_{way}": replace(AWAY, ways=(way,)) for way in WAYS}
+
+SHORT = 96
+"""Frames up to which a clip's hidden spans are of 3 to 8 frames, one in 24; longer ones have longer ones, not more."""
 
 
-def _windows(rng: np.random.Generator, frames: int, kinds: list[str]) -> list[tuple[str, int, int]]:
-    """Spans (kind, first, last + 1) of hidden frames, one in about 24 frames, apart from one another and the ends."""
+def _windows(rng: np.random.Generator, frames: int, kinds: list[str], grow: bool = False) -> list[tuple[str, int, int]]:
+    """Spans (kind, first, last + 1) of hidden frames, one in about 24 frames, apart from one another and the ends.
+
+    With ``grow`` a clip of n times :data:`SHORT` frames has spans n times as long, and as far apart.
+    """
     spans = []
-    count = max(1, round(frames / 24))
+    scale = max(1.0, frames / SHORT) if grow else 1.0
+    count = max(1, round(frames / (24 * scale)))
     pitch = frames / count
     for index in range(count):
-        length = int(np.clip(rng.integers(3, 9), 1, max(1, int(pitch) // 3)))
+        length = min(round(scale * int(rng.integers(3, 9))), max(1, int(pitch) // 3))
         low, high = index * pitch + 0.2 * pitch, (index + 1) * pitch - 0.12 * pitch - length
         first = round(rng.uniform(low, max(low, high)))
         spans.append((kinds[int(rng.integers(len(kinds)))], first, min(first + length, frames)))
+    return spans
+
+
+def shortest(absences: tuple[int, int]) -> int:
+    """Frames a clip with one absence of this range needs at least."""
+    return 20 + absences[0] + 14
+
+
+def _absences(rng: np.random.Generator, frames: int, knobs: Knobs) -> list[tuple[str, int, int]]:
+    """Spans (way, first, last + 1) of frames that the object is to be away, 25 to 45 frames apart; at least one."""
+    low, high = knobs.absences
+    spans: list[tuple[str, int, int]] = []
+    first = min(int(rng.integers(18, 40)), frames - low - 14)
+    while (room := frames - 12 - first) >= low:
+        length = int(rng.integers(low, min(high - 10, room) + 1))
+        spans.append((str(rng.choice(knobs.ways)), first, first + length))
+        first += length + int(rng.integers(25, 46))
     return spans
 
 
@@ -89,6 +133,7 @@ class Maker:
         self.pixels = min(size)
         self.aspect = np.array([size[1] / self.pixels, size[0] / self.pixels])
         self.still = self._clock()
+        self.away: list[tuple[str, int, int, list[Layer]]] = []
 
     def _clock(self) -> Array:
         """Time as the objects see it: it stands still during static stretches."""
@@ -165,6 +210,65 @@ class Maker:
         patch[3] = torch.from_numpy((level < 0.97).astype(np.float32))
         return Layer(patch, smooth(target[0].centre, 1.0) + slide, half, np.full(self.frames, rng.uniform(-0.6, 0.6)))
 
+    def age(self, target: list[Layer]) -> None:
+        """Let a thing's own colour, pose and scale drift over hundreds of frames; in frame 0 it is as it was."""
+        rng, t = self.rng, np.arange(self.frames)
+
+        def slow(low: float, high: float) -> Array:
+            amount = self.knobs.ageing * rng.uniform(low, high) * rng.choice([-1, 1])
+            return np.asarray(amount * np.sin(2 * math.pi * t / rng.uniform(250, 600)))
+
+        turn, scale, tint = slow(0.3, 1.0), np.exp(slow(0.05, 0.25)), np.stack([slow(0.1, 0.3) for _ in range(3)], 1)
+        c, s = np.cos(turn) * scale, np.sin(turn) * scale
+        middle = target[0].centre
+        for layer in target:
+            x, y = (layer.centre - middle).T
+            layer.centre = middle + np.stack([c * x - s * y, s * x + c * y], 1)
+            layer.half, layer.angle = layer.half * scale[:, None], layer.angle + turn
+            layer.tint = np.exp(tint)
+
+    def screen(self, follow: list[Layer], first: int, last: int) -> Layer:
+        """Scenery before a thing over frames ``first`` to ``last`` - 1 and little else; before the whole view if none.
+
+        It slides in over a few frames and out again.
+        """
+        rng = self.rng
+        half, path = 1.15 * self.aspect, np.zeros((self.frames, 2))
+        if follow:
+            span = slice(max(0, first - 1), min(self.frames, last + 1))
+            path = smooth(follow[0].centre, 1.0)
+            ends = [np.abs(x.centre - follow[0].centre).max(1) + 1.2 * x.half.max(1) for x in follow]
+            half = np.full(2, max(float(end[span].max()) for end in ends))
+        half = half * rng.uniform(1.05, 1.2, 2)
+        into, out = _ramp(self.frames, first, last, rng.uniform(4, 9))
+        heading = rng.uniform(0, 2 * math.pi)
+        way = np.array([math.cos(heading), math.sin(heading)])
+        way *= (1.3 * self.aspect.max() + 1.0 + 1.6 * half.max()) / np.abs(way).max()
+        slide = (out * rng.choice([-1, 1]) - into)[:, None] * way
+        side = int(np.clip(half.max() * self.pixels, 24, 256))
+        if self.photos and rng.random() < 0.6:
+            colour = tex.photo_texture(rng, (side, side), int(rng.integers(len(tex.photos()))))
+        else:
+            colour = tex.procedural_texture(rng, (side, side))
+        patch = torch.cat([colour, torch.ones(1, side, side)])
+        angle = np.full(self.frames, rng.uniform(-0.08, 0.08) if follow else 0.0)
+        return Layer(patch, path + slide, np.tile(half, (self.frames, 1)), angle, fixed=not follow)
+
+    def leave(self, follow: list[Layer], camera: Array, first: int, last: int) -> None:
+        """Send a thing out of view before frame ``first``, and back after frame ``last`` - 1."""
+        rng, frames = self.rng, self.frames
+        into, out = _ramp(frames, first, last, rng.uniform(4, 8))
+        heading = rng.uniform(0, 2 * math.pi)
+        away = np.array([math.cos(heading), math.sin(heading)])
+        away /= np.abs(away / self.aspect).max()
+        gone = (1 - into) * (1 - out)
+        side = np.where(np.arange(frames) < (first + last) / 2, 1.0, float(rng.choice([-1, 1])))
+        room = 1.3 + 2.2 * max(float(layer.half.max()) for layer in follow)
+        spot = camera[:, :2] + away * room * side[:, None] / np.exp(camera[:, 2:3]).clip(max=1.0)
+        for layer in follow:
+            shift = layer.centre - follow[0].centre if layer is not follow[0] else 0.0
+            layer.centre = layer.centre + gone[:, None] * (spot + shift - layer.centre)
+
     def post(self) -> Layer:
         """A narrow piece of scenery that stands in front of everything."""
         rng = self.rng
@@ -194,21 +298,22 @@ class Maker:
             follow = [layer for layer in target]
             if not hidden or (index and rng.random() < 0.4):
                 continue
-            for kind, first, last in _windows(rng, frames, hidden):
+            for kind, first, last in _windows(rng, frames, hidden, grow=knobs.leave):
                 if kind == "hide":
                     front.append(self.hide(follow, first, last))
                     continue
-                into, out = _ramp(frames, first, last, rng.uniform(4, 8))
-                heading = rng.uniform(0, 2 * math.pi)
-                away = np.array([math.cos(heading), math.sin(heading)])
-                away /= np.abs(away / self.aspect).max()
-                gone = (1 - into) * (1 - out)
-                side = np.where(np.arange(frames) < (first + last) / 2, 1.0, float(rng.choice([-1, 1])))
-                room = 1.3 + 2.2 * max(float(layer.half.max()) for layer in follow)
-                spot = camera[:, :2] + away * room * side[:, None] / np.exp(camera[:, 2:3]).clip(max=1.0)
-                for layer in follow:
-                    shift = layer.centre - follow[0].centre if layer is not follow[0] else 0.0
-                    layer.centre = layer.centre + gone[:, None] * (spot + shift - layer.centre)
+                self.leave(follow, camera, first, last)
+        for index, target in enumerate(targets if knobs.ways else []):
+            self.age(target)
+            if index and rng.random() < 0.4:
+                continue
+            for way, first, last in _absences(rng, frames, knobs):
+                if way == "leaving":
+                    self.leave(target, camera, first, last)
+                else:
+                    front.append(self.screen(target if way == "partial" else [], first, last))
+                if not index:
+                    self.away.append((way, first, last, front[-1:]))
         order = [*back, *twins, *targets]
         if knobs.twins[1] or objects > 1:
             order = [*back, *[[*twins, *targets][i] for i in rng.permutation(len(twins) + len(targets))]]
@@ -228,10 +333,42 @@ class Maker:
         )
 
 
+def runs(hidden: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Spans (first, last + 1) of frames where it is True.
+
+    >>> runs(np.array([False, True, True, False, True]))
+    [(1, 3), (4, 5)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], hidden, [False]]).astype(int)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _absent(scene: Scene, maker: Maker, size: tuple[int, int]) -> bool:
+    """Whether the masks show the first object away as asked, and well seen before and after; nothing else counts."""
+    low, high = maker.knobs.absences
+    scene = replace(scene, smear=1, blur=0.0, noise=0.0)  # masks have none
+    share = (render(scene, list(range(maker.frames)), size)[1] == 1).mean((1, 2))
+    spans = runs(share == 0)
+    if len(spans) != len(maker.away) or share[: spans[0][0]].mean() < 0.015:
+        return False
+    for (start, stop), (way, first, last, screen) in zip(spans, maker.away, strict=True):
+        back = share[stop : stop + 30]
+        if not (low <= stop - start <= high and start <= first and last <= stop) or len(back) < 8:
+            return False
+        if back[5:].mean() < 0.012:
+            return False
+        if way != "leaving":
+            alone = replace(scene, layers=[replace(layer, obj_id=1) for layer in screen])
+            covered = (render(alone, [first, (first + last) // 2, last - 1], size)[1] == 1).mean((1, 2))
+            if covered.min() < 1 if way == "filled" else covered.max() > 0.75:
+                return False
+    return True
+
+
 def build(knobs: Knobs, salt: tuple[int, ...], frames: int, size: tuple[int, int], objects: int, photos: bool) -> Scene:
     """The first scene of a seed whose first frame shows every object well."""
     scene = None
-    for attempt in range(40):
+    for attempt in range(200 if knobs.ways else 40):
         rng = np.random.default_rng([*salt, attempt])
         maker = Maker(rng, knobs, frames, size, photos)
         scene = maker.scene(objects, int(rng.integers(2**40)))
@@ -239,9 +376,10 @@ def build(knobs: Knobs, salt: tuple[int, ...], frames: int, size: tuple[int, int
         first = render(scene, [0], small)[1][0]
         lone = [replace(scene, layers=[x for x in scene.layers if x.obj_id == i + 1]) for i in range(objects)]
         areas = [(int((first == i + 1).sum()), int((render(s, [0], small)[1] > 0).sum())) for i, s in enumerate(lone)]
-        if all(seen > 0.015 * first.size and seen > 0.7 * whole for seen, whole in areas):
+        shown = all(seen > 0.015 * first.size and seen > 0.7 * whole for seen, whole in areas)
+        if shown and (not knobs.ways or _absent(scene, maker, small)):
             break
-    if scene is None:
+    if scene is None or (knobs.ways and attempt == 199):
         raise RuntimeError("no scene")
     if knobs.cut:
         scene.cut = np.zeros(frames, bool)

@@ -64,6 +64,7 @@ class Layer:
     obj_id: int = 0
     bend: Array = field(default_factory=lambda: np.zeros((1, 4)))  # (t, 4): amplitude and phase of two bends
     fixed: bool = False  # to the screen, not to the world
+    tint: Array | None = None  # (t, 3) gains of its colours
 
 
 @dataclass
@@ -191,6 +192,8 @@ def _paint(scene: Scene, t: float, size: tuple[int, int], with_mask: bool) -> tu
             u, v = u + bend[0] * torch.sin(2.2 * v + bend[1]), v + bend[2] * torch.sin(2.2 * u + bend[3])
         spot = F.grid_sample(layer.patch[None], torch.stack([u, v], -1).float()[None], align_corners=False)[0]
         alpha = spot[3:]
+        if layer.tint is not None:
+            spot = (spot * torch.from_numpy(np.append(_at(layer.tint, t), 1.0)).float()[:, None, None]).clamp(0, 1)
         window = frame[:, top:bottom, left:right]
         window += (spot[:3] - window) * alpha
         if ids is not None:
