@@ -33,7 +33,7 @@ ALWAYS = (PredictedIoU(), ObjectScore(), Area())
 """Measured on every frame that is measured at all."""
 
 RESERVED = frozenset(
-    {"", "near_share", "frame", "object", "prompted", "significance", "keyframe", "evicted", "attended"}
+    {"", "near_share", "frame", "time", "object", "prompted", "significance", "keyframe", "evicted", "attended"}
     | {f"{who}{what}" for who in ("", "stock_", "window_") for what in ("frames", "bytes", "tokens")}
     | {"held", "host_bytes", "milliseconds"}
 )

@@ -274,7 +274,7 @@ def test_repr_rebuilds(scheme):
 
 def test_registry():
     assert ATTEND["pool"](size=4) == Pool(4)
-    assert set(ATTEND) == {"whole", "pool", "foveated", "salient"}
+    assert set(ATTEND) == {"whole", "pool", "foveated", "salient", "modulated"}
 
 
 @pytest.mark.parametrize(

@@ -115,4 +115,4 @@ def test_a_file_that_is_no_checkpoint_is_a_sentence(tmp_path, capsys):
     for content in (b"nonsense", b""):
         (tmp_path / "model.pt").write_bytes(content)
         assert main(["run", *SMALL, "--model", str(tmp_path / "model.pt"), "--out", str(tmp_path / "out")]) == 2
-        assert "model.pt: torch cannot read it" in capsys.readouterr().err
+        assert "model.pt: not a file" in capsys.readouterr().err

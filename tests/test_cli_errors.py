@@ -151,7 +151,7 @@ BAD = {
     "key": (["--set", "speed=3"], ["speed", "change"]),
     "no value": (["--set", "change"], ["change", "key=value"]),
     "too many": (["--set", "keyframes=9"], ["Keyframes(9", "at most 6"]),
-    "code": (["--set", "change=__import__('os').system('true')"], ["__import__", "registered"]),
+    "code": (["--set", "change=__import__('os').system('true')"], ["__import__", "cannot be imported"]),
     "unknown class": (["--set", "change=Magic() > 1"], ["Magic", "MaskIoU"]),
     "box outside": (["--box", "10,10,400,50"], ["10,10,400,50", "128 x 128"]),
     "box upside down": (["--box", "50,50,10,10"], ["50,50,10,10", "top left"]),

@@ -250,7 +250,7 @@ def test_repr_rebuilds(codec):
 
 def test_registry_holds_every_codec_and_no_instance():
     names = {n.name for n in ast.parse(Path(compression.__file__).read_text()).body if isinstance(n, ast.ClassDef)}
-    assert {cls.__name__ for cls in CODECS.values()} == names
+    assert {cls.__name__ for cls in CODECS.values()} == names - {"Codec", "Packed"}
     assert CODECS["pca"](rank=8) == PCA(8)
 
 

@@ -46,9 +46,9 @@ def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, c
                     saved.append(sum(whole - payload.nbytes for _, payload in bank.store.payloads.values()))
                     assert len(bank.store.payloads) <= 3
         rows[compressor] = sk.memory_stats(state)[1].rows
-    plain, packed = rows[sk.Identity()], rows[codec]
-    assert [row.attended for row in plain] == [row.attended for row in packed]
-    assert [a.memory.nbytes - b.memory.nbytes for a, b in zip(plain, packed, strict=True)] == saved[1:]
+    plain, small = rows[sk.Identity()], rows[codec]
+    assert [row.attended for row in plain] == [row.attended for row in small]
+    assert [a.memory.nbytes - b.memory.nbytes for a, b in zip(plain, small, strict=True)] == saved[1:]
     assert (max(saved) > 0) == (codec != sk.Offload())
 
 

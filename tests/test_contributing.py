@@ -67,5 +67,5 @@ def test_what_a_host_gives_is_what_is_written() -> None:
 
 def test_targets_are_in_the_makefile() -> None:
     targets = set(re.findall(r"^make ([\w-]+)", TEXT, re.MULTILINE))
-    assert len(targets) == 5
+    assert len(targets) >= 5
     assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

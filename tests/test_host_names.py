@@ -27,7 +27,7 @@ OF_A_HOST = {
 }
 
 ALLOWED: dict[str, set[str]] = {
-    "bank/bank.py": {"maskmem_features", "obj_ptr"},
+    "bank/bank.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},
     "bank/reading.py": {"object_score_logits", "pred_masks"},
     "bank/statistics.py": {"maskmem_features", "obj_ptr", "object_score_logits", "pred_masks"},
     "bank/store.py": {"maskmem_features", "maskmem_pos_enc", "obj_ptr", "object_score_logits", "pred_masks"},

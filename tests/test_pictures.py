@@ -284,7 +284,7 @@ def test_timelines_of_many_objects_name_twelve_and_count_the_rest(count: int, mo
     texts = [text.get_text() for text in legend.get_texts()]
     named = [text for text in texts if text.startswith("object ") and "not seen" not in text]
     assert len(named) == min(count, 12)
-    assert ("threshold 0.5" in texts, f"{count - 12} more objects: not drawn" in texts) == (True, count > 12)
+    assert ("MaskIoU() > 0.5" in texts, f"{count - 12} more objects: not drawn" in texts) == (True, count > 12)
     box = legend.get_window_extent()
     assert box.x0 >= 0
     assert box.y0 >= 0

@@ -306,9 +306,9 @@ def test_wrapping_or_unwrapping_inside_a_recording_is_an_error(clip: Any) -> Non
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"method": KeyframeMemory(Keyframes(5, evict=LeastUsed()))}, "AttentionShare.*run it with SAM 2"),
-        ({"method": KeyframeMemory(Keyframes(5, read=DropRedundant()))}, "CellCosine.*run it with SAM 2"),
-        ({"method": KeyframeMemory(Keyframes(9, read=Reconstruct()))}, "ImageCosine.*run it with SAM 2"),
+        ({"method": sk.KeyframeMemory(sk.Keyframes(5, evict=LeastUsed()))}, "AttentionShare.*run it with SAM 2"),
+        ({"method": sk.KeyframeMemory(sk.Keyframes(5, read=DropRedundant()))}, "CellCosine.*run it with SAM 2"),
+        ({"method": sk.KeyframeMemory(sk.Keyframes(9, read=Reconstruct()))}, "ImageCosine.*run it with SAM 2"),
         ({"measure": (Stability(delta=0.5),)}, r"Stability\(0.5\)|Stability.delta=0.5"),
         ({"prompts": {1: [4]}}, "a recording has its own"),
     ],

@@ -99,7 +99,7 @@ def test_a_missing_error_is_found_under_stock(trial: Trial, monkeypatch: pytest.
 
 
 def test_too_many_memories_held_are_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "keyframe", {"retain": "all"})  # type: ignore[arg-type]
+    monkeypatch.setitem(METHODS, "keyframe", {"store": "all"})  # type: ignore[arg-type]
     with pytest.raises(Differs, match="object 1 holds 7 memories on frame 7, with room for 6"):
         trial.check(Session("plain", [START, FORWARD]))
 

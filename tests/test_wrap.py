@@ -155,7 +155,7 @@ def test_the_handle_prints_what_runs(predictor: Any, clip_folder: Any, clip: Any
 
 @pytest.mark.parametrize(
     ("predictor_like", "message"),
-    [(torch.nn.Linear(2, 2), "not a SAM 2 video predictor"), ("sam2", "Supported: facebookresearch")],
+    [(torch.nn.Linear(2, 2), "not a SAM 2 video predictor"), ("sam2", "SAM2VideoPredictor of December 2024")],
 )
 def test_other_objects_are_refused(predictor_like: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):

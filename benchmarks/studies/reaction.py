@@ -210,7 +210,7 @@ def score_clip(clip: Sequence[tuple[np.ndarray, np.ndarray]], features: list[Any
 
     Five records of a still scene come before the clip, so that `Surprise` has something to be surprised by.
     """
-    still = [FrameRecord(-k, 0.0, {sk.Surprise().of.name: 0.0}) for k in range(5, 0, -1)]
+    still = [FrameRecord(-k, scores={sk.Surprise().of.name: 0.0}) for k in range(5, 0, -1)]
     scores: dict[tuple[str, str], list[float]] = {}
     seen: list[Reference] = []
     records = still
@@ -224,7 +224,7 @@ def score_clip(clip: Sequence[tuple[np.ndarray, np.ndarray]], features: list[Any
                 scores.setdefault((reference, label), []).append(value)
             if seen and isinstance(scorer, sk.Surprise):
                 watched = {scorer.of.name: float(view.measured[scorer.of.name])}
-                latest = FrameRecord(index, value, watched)
+                latest = FrameRecord(index, scores=watched)
         if seen:
             records = [*records, latest]
         seen.append(frame.reference())
