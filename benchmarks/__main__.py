@@ -46,8 +46,8 @@ scripts with commands of their own (python -m benchmarks.NAME --help):
   notebooks             run the notebooks and keep their outputs
   micro.train, micro.evaluate, micro.methods, micro.card
                         the embedded model: training, evaluation, the figures of its card
-  studies.attention, studies.queries, studies.codecs, studies.loader, studies.long_video, studies.overhead
-  studies.scorers
+  studies.absence, studies.attention, studies.codecs, studies.hosts, studies.loader, studies.long_video
+  studies.overhead, studies.queries, studies.scorers
                         one-off measurements of time, bytes and errors, beside their results
 """
 

@@ -212,7 +212,7 @@ def test_two_processes_do_not_write_one_run(finished, capsys):
 def test_what_is_named_twice_is_run_once(tmp_path, capsys):
     arguments = ["sweep", *SMALL, "--challenges", "static,static", "--method", "stock", "--grid", "change=0.1,0.1"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    assert len(list(tmp_path.glob("*/videos/*"))) == 3  # stock, window, keyframe
+    assert len(list(tmp_path.glob("*/videos/*"))) == 5  # stock, window, every_nth, random, keyframe
     assert "failed" not in capsys.readouterr().err
 
 

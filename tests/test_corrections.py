@@ -110,9 +110,9 @@ def test_the_newest_memory_stays_whole_wherever_it_is_shown(predictor: Any, clip
     predictor.memory_attention.register_forward_pre_hook(
         lambda module, args, kwargs: pointer_tokens.append(kwargs["num_obj_ptr_tokens"]), with_kwargs=True
     )
-    choices: dict[str, Any] = {"attend": sk.Pool(2), "keep": sk.EveryNth(4), "gate": sk.Always()}
+    shelves = sk.Recent(1), sk.Keyframes(2, sk.EveryNth(4)), sk.Others(3)
     for pointers in ("recent", "selected"):
-        with sk.wrap(predictor, "keyframe", pointers=pointers, **choices):
+        with sk.wrap(predictor, sk.KeyframeMemory(*shelves, attend=sk.Pool(2), pointers=pointers)):
             row = _row(_start(predictor, clip_folder, clip, 20), 20)
         assert len(row.attended) == 7
         assert row.memory.tokens - pointer_tokens[-1] == 2 * 64 + 5 * 16

@@ -186,7 +186,7 @@ def test_mask_prompts_agree_once_their_two_differences_are_forced_equal(method: 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["window", "keyframe"])
 def test_a_long_stream_is_flat(method: str) -> None:
-    """300 frames here; 2,000 by `python -m benchmarks.hosts --frames 2000`."""
+    """300 frames here; 2,000 by `python -m benchmarks.studies.hosts --frames 2000`."""
     rows = hosts.stream(method, 300, 64, every=25)
     unwrapped = hosts.stream(hosts.UNWRAPPED, 50, 64, every=25)
     for what in ("memories", "pixels"):

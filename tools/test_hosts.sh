@@ -5,7 +5,7 @@
 #
 # An environment lies in .hosts/ and sees the main one's packages (torch, numpy, OpenCV, pytest) behind its own, so that
 # no second torch is installed. torchvision comes in the version made for that torch; beside a CPU build its compiled
-# part does not load, which the tests make up for (tests/torchvision_without_cuda.py).
+# part does not load, which the tests make up for (tools/torchvision_without_cuda.py).
 set -eu
 cd "$(dirname "$0")/.."
 main=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -74,7 +74,7 @@ def split_values(text: str) -> list[str]:
     """Return the texts of several values, which commas outside brackets divide, none twice.
 
     >>> split_values("SSIM(region='object'), anchor, 0.3")
-    ['SSIM(region='object')', 'anchor', '0.3']
+    ["SSIM(region='object')", 'anchor', '0.3']
 
     Raises:
         ValueError: It cannot be read.

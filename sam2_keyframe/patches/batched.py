@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe.bank.bank import KEY, MemoryBank, Tracking
-from sam2_keyframe.bank.statistics import STORED, has_memory
+from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.driving import ENDLESS, Driver, Tracked
@@ -34,6 +34,9 @@ BY_OBJECT = ("current_vision_feats", "current_vision_pos_embeds")
 
 BATCH: ContextVar[Sequence[Tracking] | None] = ContextVar("the objects that are tracked in this thread", default=None)
 """Set while the batch is tracked: every object's frame, in the order of the batch."""
+
+PARTS = ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits")
+"""What a stored frame of a batch consists of, an object a row."""
 
 
 class Batched(Sam2):
@@ -292,7 +295,7 @@ def split(entry: Mapping[str, Any], count: int, own: bool) -> list[Entry]:
     """Return the `count` objects' entries of a batch; `own` ones are no slices of it."""
     parts: list[Entry] = []
     for i in range(count):
-        part: Entry = {key: None if entry[key] is None else entry[key][i : i + 1] for key in STORED}
+        part: Entry = {key: None if entry[key] is None else entry[key][i : i + 1] for key in PARTS}
         encoding = entry["maskmem_pos_enc"]
         part["maskmem_pos_enc"] = None if encoding is None else [x[i : i + 1] for x in encoding]
         parts.append(part)
@@ -307,7 +310,7 @@ def _copied(entry: Mapping[str, Any]) -> Entry:
     features, pointer = entry["maskmem_features"], entry["obj_ptr"]
     if pointer.is_cuda and features is not None and not features.is_cuda:  # the host's copy to the CPU may be under way
         torch.cuda.current_stream(pointer.device).synchronize()
-    return {key: entry[key].clone() for key in STORED if entry[key] is not None}
+    return {key: entry[key].clone() for key in PARTS if entry[key] is not None}
 
 
 class BatchedDriver(Driver):
@@ -375,12 +378,12 @@ class Layout:
             whole = all(map(has_memory, entries))
             self.batches[t] = batch = joined(entries, whole)
             for entry, part in zip(entries, split(batch, len(entries), own=False), strict=True):
-                entry.update(part if whole else {key: part[key] for key in STORED[1:]})
+                entry.update(part if whole else {key: part[key] for key in PARTS[1:]})
 
 
 def joined(entries: Sequence[Entry], whole: bool) -> Entry:
     """Return the objects' entries as a batch, `whole` or with zero tokens."""
-    batch: Entry = {key: _cat([entry[key] for entry in entries]) for key in STORED[1:]}
+    batch: Entry = {key: _cat([entry[key] for entry in entries]) for key in PARTS[1:]}
     features = [entry["maskmem_features"] for entry in entries]
     if whole:
         batch["maskmem_features"] = _cat(features)

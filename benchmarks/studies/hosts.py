@@ -1,4 +1,4 @@
-"""What a stream under transformers holds, frame by frame: `python -m benchmarks.hosts`.
+"""What a stream under transformers holds, frame by frame: `python -m benchmarks.studies.hosts`.
 
 The micro model follows two objects through a clip that begins again every 40 frames. Bytes are those of the storages
 that the session keeps alive, memories (all that is stored of the objects) and pixels apart; a view of a larger tensor
@@ -19,7 +19,7 @@ import sam2_keyframe as sk
 from sam2_keyframe.micro import load_micro_model
 from sam2_keyframe.synthetic import make_clip
 
-RESULTS = Path(__file__).parent / "results/hosts"
+RESULTS = Path(__file__).parent / "hosts"
 UNWRAPPED = "unwrapped"
 
 
