@@ -228,8 +228,8 @@ class Trial:
             actual, ours = self.run(session, method)
             self.tally["frames"][method] += sum(len(each.masks) for each in actual)
             if method == "stock":
-                check_equal(session, actual, expected)
-                check_stored(ours.stored(), plain.stored())
+                if check_equal(session, actual, expected):
+                    check_stored(ours.stored(), plain.stored())
             else:
                 check_sound(session, method, actual, expected)
 
@@ -259,9 +259,18 @@ def _settings(predictor: Any, values: Mapping[str, Any]) -> Iterator[None]:
             setattr(predictor, name, value)
 
 
-def check_equal(session: Session, actual: list[Outcome], expected: list[Outcome]) -> None:
-    """Demand the same masks and errors of every call, to the last bit."""
+MENDED = "must have the same dtype"
+"""An error of SAM 2 in float32, where it reads no pointer: wrapped, it goes on."""
+
+
+def check_equal(session: Session, actual: list[Outcome], expected: list[Outcome]) -> bool:
+    """Demand the same masks and errors of every call, to the last bit; return whether both went on to the end.
+
+    Where SAM 2 alone fails and the plugin goes on, the two are no longer at the same point: the rest is passed over.
+    """
     for call, one, two in zip(session.calls, actual, expected, strict=True):
+        if MENDED in two.error and not one.error:
+            return False
         if one.error != two.error:
             raise Differs(f"under stock, {call} gives {one.error or 'no error'!r}, unwrapped {two.error or 'none'!r}")
         if [mask[:2] for mask in one.masks] != [mask[:2] for mask in two.masks]:
@@ -269,6 +278,7 @@ def check_equal(session: Session, actual: list[Outcome], expected: list[Outcome]
         for (frame_idx, _, ours), (_, _, theirs) in zip(one.masks, two.masks, strict=True):
             if not torch.equal(ours, theirs):
                 raise Differs(f"under stock, {call} gives other masks on frame {frame_idx} than unwrapped")
+    return True
 
 
 def check_stored(actual: dict[tuple[Any, ...], Tensor], expected: dict[tuple[Any, ...], Tensor]) -> None:
