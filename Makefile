@@ -21,7 +21,7 @@ test-slow: $(SETUP)
 
 # All of them; property tests look for examples that nobody has tried.
 test-all: $(SETUP)
-	HYPOTHESIS_PROFILE=random $(PYTEST) -m "not gpu"
+	SESSIONS=500 HYPOTHESIS_PROFILE=random $(PYTEST) -m "not gpu"
 
 # Hosts that conflict with the main environment, each in one of its own under .hosts/.
 test-hosts: $(SETUP)
