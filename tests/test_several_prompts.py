@@ -103,7 +103,7 @@ def test_tokens_and_frames_where_sam2_may_attend_to_few_prompts(
                 assert row.stock.tokens == keys[-1]
     rows = list(sk.memory_stats(state)[1].rows)
     assert len(rows) == 11
-    played = list(replay(clip.frames, recording, method, **choices).stats[1].rows)
+    played = list(replay(clip.frames, recording, sk.make_method(method, **choices)).stats[1].rows)
     assert [(r.attended, r.memory.tokens, r.stock.tokens) for r in played] == [
         (r.attended, r.memory.tokens, r.stock.tokens) for r in rows
     ]

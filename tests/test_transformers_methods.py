@@ -16,7 +16,7 @@ from on_transformers import Video, add_mask, add_points, middle, new_session, tr
 from test_methods import SETTINGS, _bound
 
 import sam2_keyframe as sk
-from benchmarks import hosts
+from benchmarks.studies import hosts
 from sam2_keyframe.bank import reading
 from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.micro import load_micro_model

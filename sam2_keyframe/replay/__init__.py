@@ -160,7 +160,10 @@ def replay(
     if not isinstance(masks, Recording):
         masks = from_masks(masks, prompts, geometry)
     elif prompts is not None:
-        raise ValueError("prompts go with masks from elsewhere; a recording has its own")
+        raise ValueError(
+            "prompts= names the prompted frames of masks from elsewhere and a recording has its own; "
+            "a method's Prompts go in make_method(name, prompts=...)"
+        )
     geometry = geometry or masks.geometry
     chosen.check_fits(geometry.num_maskmem - 1)
     source = frames if frames is None or isinstance(frames, FrameSource) else FrameSource(frames)
