@@ -82,14 +82,15 @@ def absences(seen: Sequence[bool], shown: Sequence[bool], j: Sequence[float], f_
     recovered = [float(np.mean(j[a : min(b, a + RECOVERY)])) for a, b in back]
     return Absences(
         returns=len(back),
-        recovery=_mean(recovered),
-        found=_mean([value > FOUND for value in recovered]),
-        false_masks=_mean(np.asarray(shown, bool)[~true].tolist()),
-        jf_gone=_mean(gone),
-        jf_back=_mean([both[a:b].mean() for a, b in back]),
-        jf_size=_mean(both.tolist()),
+        recovery=mean_or_nan(recovered),
+        found=mean_or_nan([value > FOUND for value in recovered]),
+        false_masks=mean_or_nan(np.asarray(shown, bool)[~true].tolist()),
+        jf_gone=mean_or_nan(gone),
+        jf_back=mean_or_nan([both[a:b].mean() for a, b in back]),
+        jf_size=mean_or_nan(both.tolist()),
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_or_nan(values: Sequence[float]) -> float:
+    """Return the mean; NaN of nothing."""
     return float(np.mean(values)) if len(values) else math.nan

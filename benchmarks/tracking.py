@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import metrics
-from benchmarks.absence import SCORES, absences
+from benchmarks.absence import SCORES, absences, mean_or_nan
 from benchmarks.datasets import Mask, Video
 from sam2_keyframe import FrameStats, KeyframeMemory, memory_stats, wrap
 from sam2_keyframe.video.source import init_state
@@ -155,7 +155,7 @@ def object_rows(video: Video, rows: list[dict[str, Any]]) -> list[dict[str, Any]
             "f": score.f.mean,
             "f_recall": score.f.recall,
             "f_decay": score.f.decay,
-            "j_last": _mean(j[math.floor(0.75 * len(j)) :]),
+            "j_last": mean_or_nan(j[math.floor(0.75 * len(j)) :]),
             **absences(*([row[name] for row in scored] for name in ("seen", "shown", "j", "f_size"))).columns(),
             "keyframes": sum(row["keyframe"] for row in seen),
             "milliseconds": float(np.median(times)) if times else math.nan,
@@ -163,14 +163,10 @@ def object_rows(video: Video, rows: list[dict[str, Any]]) -> list[dict[str, Any]
         for side in SIDES:
             for count in COUNTS:
                 values = [row[f"{side}_{count}"] for row in seen]
-                result[f"{side}_{count}"] = _mean(values)
+                result[f"{side}_{count}"] = mean_or_nan(values)
                 result[f"{side}_peak_{count}"] = max(values, default=0)
         found.append(result)
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else math.nan
 
 
 def summary(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -180,7 +176,7 @@ def summary(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
 
     def mean(column: str, factor: float = 1.0) -> float | None:
-        found = _mean([value for row in objects if not math.isnan(value := float(row[column]))])
+        found = mean_or_nan([value for row in objects if not math.isnan(value := float(row[column]))])
         return None if math.isnan(found) else found * factor
 
     occupancy = {
@@ -206,8 +202,8 @@ def summary(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": {name: mean(name, 100) for name in accuracy},
         "occupancy": occupancy,
         "time": {"frame_ms": mean("milliseconds")},
-        "keep_rate": _mean(rates) * 100 if rates else None,
+        "keep_rate": mean_or_nan(rates) * 100 if rates else None,
         "sequences": sequences,
         "absences": around,
-        "challenges": {name: _mean(jf) * 100 for name, jf in sorted(by_challenge.items()) if name},
+        "challenges": {name: mean_or_nan(jf) * 100 for name, jf in sorted(by_challenge.items()) if name},
     }

@@ -21,7 +21,8 @@ from sam2_keyframe.bank.bank import KEY, MemoryBank, Tracking
 from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.patches.driving import ENDLESS, Driver, Tracked
+from sam2_keyframe.patches.bounded import TrackedFrames, keep_only
+from sam2_keyframe.patches.driving import ENDLESS, Driver
 from sam2_keyframe.patches.host import ObjectFrames
 from sam2_keyframe.patches.sam2 import PROMPTED, REQUIRED, TRACKING, Sam2, own_rule, unfit
 from sam2_keyframe.patches.wrapping import during
@@ -320,7 +321,7 @@ class BatchedDriver(Driver):
         """Return an inference state of a video; see `Driver.open`."""
         state = super().open(frame, images, num_frames, **options)
         if state.pop("frames_tracked_per_obj", None) is not None:
-            state["frames_already_tracked"] = Tracked(num_frames)
+            state["frames_already_tracked"] = TrackedFrames({})
         return state
 
     def trim(self, state: Any, t: int, most: int) -> None:
@@ -334,19 +335,14 @@ class BatchedDriver(Driver):
         for frames in (consolidated[COND], consolidated[TRACKED]):
             frames &= kept
         for inputs in (*state["point_inputs_per_obj"].values(), *state["mask_inputs_per_obj"].values()):
-            _keep(inputs, kept)
+            keep_only(inputs, kept)
         for frames in (state["output_dict"][COND], *(place[COND] for place in places)):
-            _keep(frames, kept)
-        _keep(state["frames_already_tracked"], {t})
+            keep_only(frames, kept)
+        keep_only(state["frames_already_tracked"], {t})
         for place in places:
             bank = place.get(KEY)
             if bank is not None:
                 bank.let_go_corrections(most)
-
-
-def _keep(per_frame: MutableMapping[int, Any], kept: set[int]) -> None:
-    for t in [t for t in per_frame if t not in kept]:
-        del per_frame[t]
 
 
 class Layout:

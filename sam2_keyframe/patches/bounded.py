@@ -1,15 +1,21 @@
-"""What a session of transformers would keep for ever, in a size that does not grow with the frames."""
+"""What a host's state or session would keep for ever, in a size that does not grow with the frames."""
 
 from __future__ import annotations
 
 import bisect
 import operator
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSet
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping, MutableSet
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def keep_only(per_frame: MutableMapping[int, Any], frames: Container[int]) -> None:
+    """Remove what is kept of frames other than these."""
+    for t in [t for t in per_frame if t not in frames]:
+        del per_frame[t]
 
 
 class FrameSet(MutableSet[int]):
@@ -64,12 +70,12 @@ class FrameSet(MutableSet[int]):
 
 
 class TrackedFrames(MutableMapping[int, dict[str, bool]]):
-    """A session's `frames_tracked_per_obj` of one object: `{"reverse": ...}` by frame.
+    """A host's record of the frames tracked for an object: `{"reverse": ...}` by frame.
 
-    transformers asks it only whether a frame was tracked, to tell a correction from a new prompt.
+    SAM 2 and transformers ask it whether a frame was tracked, to tell a correction from a new prompt.
 
     Args:
-        tracked: What the session has so far.
+        tracked: What the host has so far.
     """
 
     def __init__(self, tracked: Mapping[int, Mapping[str, bool]]) -> None:
@@ -100,6 +106,10 @@ class TrackedFrames(MutableMapping[int, dict[str, bool]]):
 
     def __len__(self) -> int:
         return sum(map(len, self._frames.values()))
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._frames = {False: FrameSet(), True: FrameSet()}
 
 
 class PixelWindow(dict[int, Tensor]):

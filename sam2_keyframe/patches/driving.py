@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.patches.bounded import TrackedFrames, keep_only
 
 Output = tuple[int, list[Any], Tensor]
 """SAM 2's own: frame index, object ids, (N, 1, H, W) mask logits (> 0 is object) at the frame's size."""
@@ -27,55 +28,14 @@ ENDLESS = 10**9
 """Frames of a video that does not end: SAM 2 scales the time between frames by min(num_frames, 16)."""
 
 
-class Tracked(MutableMapping[int, dict[str, bool]]):
-    """SAM 2's record of the frames tracked for an object, `{t: {"reverse": bool}}`, in a byte a frame from the start.
+class TrackedPerObject(dict[int, TrackedFrames]):
+    """`state["frames_tracked_per_obj"]`: what SAM 2 puts in as an empty dict becomes a `TrackedFrames`.
 
-    As a dict of dicts it takes about 300 bytes a frame and object, 60 MB in two hours.
+    As dicts of dicts they take about 300 bytes a frame and object, 60 MB in two hours.
     """
 
-    def __init__(self, num_frames: int):
-        self._codes = bytearray(num_frames)  # 0: not tracked, 1: forwards, 2: in reverse
-
-    def __getitem__(self, t: int) -> dict[str, bool]:
-        if t not in self:
-            raise KeyError(t)
-        return {"reverse": self._codes[t] == 2}
-
-    def __setitem__(self, t: int, how: dict[str, bool]) -> None:
-        self._codes[t] = 2 if how["reverse"] else 1
-
-    def __delitem__(self, t: int) -> None:
-        if t not in self:
-            raise KeyError(t)
-        self._codes[t] = 0
-
-    def __contains__(self, t: object) -> bool:
-        return isinstance(t, int) and 0 <= t < len(self._codes) and self._codes[t] != 0
-
-    def __iter__(self) -> Iterator[int]:
-        return (t for t, code in enumerate(self._codes) if code)
-
-    def __len__(self) -> int:
-        return len(self._codes) - self._codes.count(0)
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._codes = bytearray(len(self._codes))
-
-
-class TrackedPerObject(dict[int, Tracked]):
-    """`state["frames_tracked_per_obj"]`: what SAM 2 puts in as an empty dict becomes a `Tracked`."""
-
-    def __init__(self, num_frames: int):
-        super().__init__()
-        self._num_frames = num_frames
-
     def __setitem__(self, obj_idx: int, tracked: Any) -> None:
-        if not isinstance(tracked, Tracked):
-            compact = Tracked(self._num_frames)
-            compact.update(tracked)
-            tracked = compact
-        super().__setitem__(obj_idx, tracked)
+        super().__setitem__(obj_idx, tracked if isinstance(tracked, TrackedFrames) else TrackedFrames(tracked))
 
 
 class Driver:
@@ -108,7 +68,7 @@ class Driver:
         state["num_frames"] = num_frames
         if images is not None:
             state["images"] = images
-            state["frames_tracked_per_obj"] = TrackedPerObject(num_frames)
+            state["frames_tracked_per_obj"] = TrackedPerObject()
         return state
 
     def show(self, state: Any, t: int, image: Tensor) -> None:
@@ -157,18 +117,13 @@ class Driver:
         """Let go of bookkeeping of frames before `t`; of prompted ones the first and the newest stay, `most` in all."""
         for name in ("frames_tracked_per_obj", "point_inputs_per_obj", "mask_inputs_per_obj"):
             for per_frame in state[name].values():
-                _keep(per_frame, [t])
+                keep_only(per_frame, [t])
         for output_dict in state["output_dict_per_obj"].values():
             prompted = sorted(output_dict["cond_frame_outputs"])
-            _keep(output_dict["cond_frame_outputs"], prompted[:1] + prompted[1:][1 - most :])
+            keep_only(output_dict["cond_frame_outputs"], prompted[:1] + prompted[1:][1 - most :])
             bank = output_dict.get(KEY)
             if bank is not None:
                 bank.let_go_corrections(most)
-
-
-def _keep(per_frame: MutableMapping[int, Any], frames: list[int]) -> None:
-    for t in [t for t in per_frame if t not in frames]:
-        del per_frame[t]
 
 
 def quiet(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.patches.bounded import PixelWindow
+from sam2_keyframe.patches.bounded import keep_only
 from sam2_keyframe.patches.transformers import ENCODED, STEPS, Session, Transformers, is_called, missing
 from sam2_keyframe.patches.wrapping import Wrapping, during, refuse_copying
 
@@ -77,23 +75,17 @@ class Sam3Video(Transformers):
         """Let the tracker run: the frame is over when the whole model's is."""
         return original(**call)
 
-    @torch.inference_mode()
     def _whole(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         """Detect and track on a frame, then take in what came of it."""
-        session = call["inference_session"]
-        with self._frame(session, call["frame"] is not None):
-            result = original(**call)
-        if isinstance(session.processed_frames, PixelWindow):
-            session.processed_frames.passed(result.frame_idx)
+        result = super()._forward(original, call)
         if self.method.store == "bank":
-            self._shorten(session, result.frame_idx)
+            self._shorten(call["inference_session"], result.frame_idx)
         return result
 
     def _shorten(self, session: Session, frame_idx: int) -> None:
         """Let no table grow with the frames: those by frame keep this one, those by object what a threshold counts."""
         for table in (session.obj_id_to_tracker_score_frame_wise, session.suppressed_obj_ids):
-            for past in [t for t in table if t != frame_idx]:
-                del table[past]
+            keep_only(table, {frame_idx})
         most = max(self.predictor.hotstart_unmatch_thresh, self.predictor.hotstart_dup_thresh, 1)
         for table in (session.unmatched_frame_inds, session.overlap_pair_to_frame_inds):
             for frames in table.values():
