@@ -257,16 +257,18 @@ def saved_masks(folder: Path, names: Sequence[str]) -> Iterator[Labels]:
         ValueError: There is none.
     """
     module = need("PIL.Image")
-    there = [t for t, name in enumerate(names) if (folder / f"{name}.png").is_file()]
-    if not there:
+    pictures = [folder / f"{name}.png" for name in names]
+    there = [picture.is_file() for picture in pictures]
+    if not any(there):
         raise ValueError(f"{folder} holds no mask of these frames, such as {names[0] if names else 'none'}.png")
-    with module.open(folder / f"{names[there[0]]}.png") as first:
+    with module.open(pictures[there.index(True)]) as first:
         blank = np.zeros((first.height, first.width), np.uint8)
-    for t in range(there[-1] + 1):
-        if t not in there:
+    last = max(t for t, found in enumerate(there) if found)
+    for picture, found in zip(pictures[: last + 1], there, strict=False):
+        if not found:
             yield blank
             continue
-        with module.open(folder / f"{names[t]}.png") as image:
+        with module.open(picture) as image:
             yield np.asarray(image)
 
 

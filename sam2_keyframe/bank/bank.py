@@ -61,9 +61,7 @@ class MemoryBank:
         self.evicted: list[int] = []
         self.absent: set[int] = set()  # frames before the first prompt, which were not tracked
         self.keyframes: tuple[int, ...] = ()  # in the buffer as the frame being tracked is read for
-        self.as_prompted: Tensor | None = (
-            None  # the frame observed last, encoded as a prompted one, until it is decided
-        )
+        self.as_prompted: Tensor | None = None  # the frame observed last, encoded as a prompted one, until decided
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is copied and saved with the host's state: nothing is on its way, and no wrapping owns it."""

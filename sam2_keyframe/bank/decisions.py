@@ -313,9 +313,8 @@ class Selection:
         """Decide a frame whose numbers are here; return its record and whether it became a keyframe."""
         record, method, past = pending.read(), self.method, self.history.records
         frame_idx, decision, pointers = record.frame_idx, Decision(), method.pointers
-        taken = (
-            next((shelf for shelf in method.asked if self._takes(shelf, record)), None) if pending.prompted else None
-        )
+        asked = method.asked if pending.prompted else ()
+        taken = next((shelf for shelf in asked if self._takes(shelf, record)), None)
         decision.kept = isinstance(taken, Keyframes)
         if method.keyframes.before is not None:
             decision.before = pending.prompted and ask(method.keyframes.before, record, past)

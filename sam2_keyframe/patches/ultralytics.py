@@ -129,9 +129,9 @@ class Ultralytics(Batched):
         session.pop(KEY, None)
         for output_dict in session["output_dict_per_obj"].values():
             bank = output_dict.pop(KEY, None)
-            for entry in output_dict["cond_frame_outputs"].values() if bank is not None else ():
-                bank.store.release(entry["obj_ptr"].device)
-                break
+            prompt = next(iter(output_dict["cond_frame_outputs"].values()), None)
+            if bank is not None and prompt is not None:
+                bank.store.release(prompt["obj_ptr"].device)
         layout = session["constants"].pop(KEY, None)
         if layout is not None:
             layout.join()

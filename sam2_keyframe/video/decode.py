@@ -346,8 +346,7 @@ class VideoFile:
         except ImportError as error:
             raise ImportError("reading video files needs PyAV; install it with: pip install av") from error
         try:
-            # "12:30.mp4" alone would be a protocol
-            self._container: Any = av.open(str(Path(self._path).absolute()), metadata_errors="replace")
+            self._container: Any = av.open(self._path, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise ValueError(
                 f"{self.name} cannot be opened as a video ({error}); if it was cut short or copied in part, "
