@@ -76,7 +76,7 @@ def youtube_vis(labels: Iterable[Labels], names: Sequence[str]) -> dict[str, Any
     found: dict[int, dict[int, tuple[dict[str, Any], list[int], int]]] = {}
     size, length = (0, 0), 0
     for t, (ids, _) in enumerate(zip(labels, names, strict=False)):
-        size, length = ids.shape, t + 1
+        size, length = (ids.shape[0], ids.shape[1]), t + 1
         for obj_id, mask in _objects(ids):
             found.setdefault(obj_id, {})[t] = rle(mask), _box(mask), int(mask.sum())
     shape = {"height": size[0], "width": size[1], "length": length}

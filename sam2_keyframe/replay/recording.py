@@ -148,7 +148,8 @@ class RecordingFile:
         with self._whole():
             for name, column in columns.items():
                 with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, column, allow_pickle=False)
+                    form: Any = np.lib.format  # typed in some releases of NumPy only
+                    form.write_array(member, column, allow_pickle=False)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:

@@ -233,7 +233,8 @@ class Maker:
         It slides in over a few frames and out again.
         """
         rng = self.rng
-        half, path = 1.15 * self.aspect, np.zeros((self.frames, 2))
+        path: NDArray[np.float64] = np.zeros((self.frames, 2))
+        half = 1.15 * self.aspect
         if follow:
             span = slice(max(0, first - 1), min(self.frames, last + 1))
             path = smooth(follow[0].centre, 1.0)

@@ -133,7 +133,7 @@ class Stream:
             TypeError: The frame is no image at all, or prompts are not given by object id.
         """
         rgb = to_rgb(frame)
-        prompts = read_prompts(masks, points, boxes, rgb.shape[:2])
+        prompts = read_prompts(masks, points, boxes, (rgb.shape[0], rgb.shape[1]))
         if self._channels == "bgr":
             rgb = np.ascontiguousarray(rgb[..., ::-1])
         state, t = self._open(rgb), self.frame_idx + 1

@@ -148,7 +148,7 @@ class Window:
                 self._changed.notify_all()
 
     def _prepare(self, held: _Held, frame: Read) -> None:
-        size = frame.shape[:2] if isinstance(frame, np.ndarray) else (frame.height, frame.width)
+        size = (frame.shape[0], frame.shape[1]) if isinstance(frame, np.ndarray) else (frame.height, frame.width)
         if self.frame_size is None:
             self.frame_size = size
         if size != self.frame_size:
