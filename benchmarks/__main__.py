@@ -16,7 +16,7 @@ if not __package__:  # run as `python PATH/benchmarks`, whose folder is then the
 os.environ.setdefault("TQDM_DISABLE", "1")  # SAM 2 shows a bar a clip; tqdm reads this when it is imported
 
 try:
-    from benchmarks import bench, conformance, default, engine, methods, plan, report, study
+    from benchmarks import bench, conformance, default, engine, methods, plan, report, search, study
     from sam2_keyframe.app.signals import Stopped, stops
 except ImportError as error:
     if error.name is None or error.name.startswith("benchmarks."):
@@ -38,6 +38,7 @@ COMMANDS = {
         conformance.add_conformance_arguments,
         "our published rules beside their upstreams",
     ),
+    "search": (search.main_search, search.add_search_arguments, "the front of accuracy against occupancy, by search"),
     "study": (study.main_study, study.add_study_arguments, "scorers, thresholds, capacities; winners elsewhere"),
 }
 OTHERS = """\
