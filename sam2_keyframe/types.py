@@ -326,7 +326,7 @@ class Moment:
 
     def past(self, frame_idx: int) -> bool:
         """Return whether a frame lies on the side already tracked."""
-        return self.distance(frame_idx) > 0
+        return frame_idx > self.frame_idx if self.reverse else frame_idx < self.frame_idx
 
     def near(self, distance: int) -> int:
         """Return the index of the frame `distance` frames ago in tracking order."""
@@ -349,7 +349,7 @@ class Moment:
         if self.reverse and grid != second:
             grid += self.stride
         step = self.stride if self.reverse else -self.stride
-        return [newest, *(grid + n * step for n in range(self.slots - 1))][: self.slots]
+        return [newest, *range(grid, grid + (self.slots - 1) * step, step)][: self.slots]
 
     def slot(self, code: int) -> int:
         """Return the frame index that SAM 2 looks up for the temporal code `code`, 0 (newest) to `slots` - 1."""

@@ -34,6 +34,7 @@ def model() -> Any:
     return make_predictor()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", FEWER, ids=repr)
 @pytest.mark.parametrize("session", ["two_objects", "several_prompts"])
 def test_statistics_count_the_keys_that_attention_gets(
@@ -57,6 +58,7 @@ def test_statistics_count_the_keys_that_attention_gets(
     assert all(masks.isfinite().all() for *_, masks in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["keyframe", "stock", "window"])
 @pytest.mark.parametrize("scheme", [Foveated(0.2, 4, conditioning=True), SalientTokens()], ids=repr)
 def test_what_attention_knows_of_memories_leaves_with_them_and_is_counted(

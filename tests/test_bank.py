@@ -160,6 +160,7 @@ def test_no_method_reads_on_the_host_beside_its_numbers(name: str, long_video: A
         assert _reads(_operations(model, *long_video)) == _reads(bare)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", *READING])
 def test_one_host_read_a_frame_and_object(
     name: str, monkeypatch: pytest.MonkeyPatch, predictor: Any, clip_folder: Any, clip: Any

@@ -66,6 +66,7 @@ def made(tmp_path_factory):
     return root, arguments
 
 
+@pytest.mark.slow
 def test_every_method_is_beside_stock_on_both_kinds_of_clips(made):
     groups = {group.config["data"]["name"]: group for group in load_groups(made[0] / "results")}
     assert set(groups) == {"synthetic-14f-64px", "footage"}
@@ -207,6 +208,7 @@ def test_verdicts(low, mean, bound, expected):
     assert of_few == ("open" if expected == "holds" else expected)
 
 
+@pytest.mark.slow
 def test_the_default_is_judged_by_kind_of_clip_and_split(tmp_path):
     write_folder(tmp_path / "footage", ["a", "b"])
     folders = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
@@ -238,6 +240,7 @@ def test_the_default_is_judged_by_kind_of_clip_and_split(tmp_path):
     assert f"| `first` | static | 2 | {round(mean, 1) + 0.0:+.1f} (" in parts["-64px, dev"]
 
 
+@pytest.mark.slow
 def test_when_every_video_fails_it_is_said(tmp_path, capsys):
     root = write_folder(tmp_path / "footage", ["a", "b"])
     for file in root.glob("JPEGImages/*/00003.jpg"):

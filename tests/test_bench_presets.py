@@ -41,6 +41,7 @@ def read(out):
     return [json.loads(file.read_text()) for file in out.glob("*/metrics.json")]
 
 
+@pytest.mark.slow
 def test_bench_runs_every_method_and_writes_the_report(bench):
     out, code, found = bench
     assert code == 0

@@ -102,6 +102,7 @@ def test_worst_videos_are_those_furthest_below_stock():
     assert [name for name, _ in worst_videos(group, near, 5)] == ["y"]  # -0.03 is shown as 0.0
 
 
+@pytest.mark.slow
 def test_development_and_test_data_are_never_mixed(swept):
     groups = load_groups(swept)
     assert [group.config["split"] for group in groups] == ["dev", "test"]

@@ -107,6 +107,7 @@ def test_captions_are_not_cut_off():
     assert top[-60:, 2 * long.width // 3 :].min() < 100
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="a browser draws the page")
 def test_the_page_draws_and_names_every_run(tmp_path):
     groups = [group for group in load_groups(RESULTS / "methods") if group.config["split"] == "test"]

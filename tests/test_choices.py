@@ -29,6 +29,7 @@ def _state(predictor: Any, folder: Any, clip: Any, last: int = 23, prompts: tupl
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", ["forward", "two_objects", "reverse", "correction"])
 def test_stride_is_what_sam2_does_with_that_setting(session: str, clip_folder: Any, clip: Any) -> None:
     expected = run(make_predictor(memory_temporal_stride_for_eval=3), session, clip_folder, clip)

@@ -99,6 +99,7 @@ def test_a_full_disk_leaves_whole_results_and_says_so(
     assert_whole(out, 4)
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow(clip: Any, out: Path, tmp_path: Path) -> None:
     """The system itself refuses to write on, as on a full disk: the film, and what SAM 2 is shown of frame 0."""
     for t, frame in enumerate(clip.frames):

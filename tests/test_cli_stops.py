@@ -53,6 +53,7 @@ def masks_written(place: Path, count: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_told_to_end_keeps_its_results(film: Path, out: Path) -> None:
     options = ("--model", "micro", "--image-size", 64, "--device", "cpu", "--box", "20,20,90,90")
     with started("track", film, "--out", out, *options) as run:

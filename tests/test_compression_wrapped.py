@@ -32,6 +32,7 @@ def bank_of(state: Any, obj_idx: int = 0) -> Any:
     return state["output_dict_per_obj"][obj_idx][KEY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [Int8(), PCA(0.25), Chain(PCA(0.25), Int8()), Downsample(2), sk.Offload()], ids=repr)
 def test_payloads_take_exactly_what_the_statistics_say(codec: Any, model: Any, clip_folder: Any, clip: Any) -> None:
     rows, saved = {}, []
@@ -68,6 +69,7 @@ def test_a_codec_that_loses_nothing_changes_no_mask(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [PCA(0.4), PCA(4, basis="running"), Chain(PCA(0.25), Int8())], ids=repr)
 def test_a_second_pass_gives_the_masks_of_the_first(codec: Any, model: Any, clip: Any) -> None:
     state = sk.init_state(model, clip.frames)
@@ -86,6 +88,7 @@ def test_minor_frames_are_held_compressed_and_attended_to(model: Any, clip_folde
     assert set(held) <= set(sk.memory_stats(state)[1].rows[-1].attended) | {min(held)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", SESSIONS)
 def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_folder: Any, clip: Any) -> None:
     scheme = SalientTokens(0.1) if session in ("correction", "both_ways", "offloaded_state") else Pool(2)

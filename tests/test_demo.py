@@ -21,6 +21,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_demo_writes_both_runs_and_ends_with_the_paths(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "demo-out"

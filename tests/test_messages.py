@@ -154,6 +154,7 @@ def test_a_sweep_says_whom_set_is_for(capsys: Any, tmp_path: Path) -> None:
     assert "random seed=1,2: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_benchmarks_run_by_path_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, str(ROOT / "benchmarks"), "run", "--method", "keyfarme"]
     monkeypatch.delenv("PYTHONPATH", raising=False)

@@ -161,6 +161,7 @@ def test_an_interrupted_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
     assert before + _losses(again, 3) == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_model_is_measured_where_an_object_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "AWAY_FRAMES", 64)
     found = evaluate.run_absence(evaluate.load(None), 1)

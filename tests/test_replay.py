@@ -133,6 +133,7 @@ def predictor() -> Any:
     return make_predictor()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("session", ["two_objects", "reverse", "later_prompt"])
 def test_a_replay_repeats_the_live_run(predictor: Any, clip: Any, name: str, session: str) -> None:
@@ -140,6 +141,7 @@ def test_a_replay_repeats_the_live_run(predictor: Any, clip: Any, name: str, ses
     assert_same(replay(clip.frames, recording, METHODS[name]), stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [Pool(4, conditioning=True), Foveated(0.2, 4, conditioning=True), SalientTokens()])
 @pytest.mark.parametrize("session", ["later_prompt", "both_ways", "corrected"])
 def test_so_it_counts_the_tokens_that_each_scheme_reads(predictor: Any, clip: Any, scheme: Any, session: str) -> None:
@@ -148,6 +150,7 @@ def test_so_it_counts_the_tokens_that_each_scheme_reads(predictor: Any, clip: An
     assert_same(replay(clip.frames, recording, method), stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", ["both_ways", "corrected", "cleared"])
 @pytest.mark.parametrize("name", ["keyframe", "window", "ranked"])
 def test_so_it_does_in_any_session(predictor: Any, clip: Any, name: str, session: str) -> None:
@@ -155,6 +158,7 @@ def test_so_it_does_in_any_session(predictor: Any, clip: Any, name: str, session
     assert_same(replay(clip.frames, recording, METHODS[name]), stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", [MaskIoU(), FeatureShift()])
 def test_five_thresholds_each_with_its_own_live_run(predictor: Any, clip: Any, scorer: Any) -> None:
     counts = []

@@ -220,6 +220,7 @@ MOTIONS = [("translation", n) for n in (1, 2, 5, 10, 20, 30)]
 MOTIONS += [("rotation", 2), ("rotation", 10), ("zoom", 0.9), ("zoom", 1.1), ("zoom", 1.25)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "amount"), MOTIONS)
 def test_flow_is_no_worse_than_opencv_and_scikit_image(kind: str, amount: float) -> None:
     """Mean end-point error over nine photographs; Farneback with five levels, both others otherwise as they come."""

@@ -59,6 +59,7 @@ def photo(name: str) -> np.ndarray:
     return np.float32(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) / 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 6, 12, 30])
 def test_flow_of_an_object_alone_is_no_worse_than_opencv_on_the_whole(step: int) -> None:
     """A textured disc before another photograph: mean end-point error inside it, over six pairs and two directions."""

@@ -174,6 +174,7 @@ def test_under_autocast_the_same_number(scorer: Any) -> None:
         assert change(scorer, frame(0), frame(1, index=1), records=8) == plain
 
 
+@pytest.mark.slow
 @each
 def test_on_the_device_no_value_is_read(scorer: Any) -> None:
     """On tensors without values, reading or branching on one raises, and a result on another device shows."""

@@ -52,6 +52,7 @@ def test_as_many_as_are_asked_for(tmp_path: Path) -> None:
     print(json.dumps({name: dict(counter.most_common()) for name, counter in trial.tally.items()}, indent=1))
 
 
+@pytest.mark.slow
 def test_all_calls_in_a_row(trial: Trial) -> None:
     """Whatever the sample happens to hold, each kind of call is made, and each gives masks or an error of SAM 2's."""
     before = trial.sessions

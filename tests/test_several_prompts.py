@@ -65,6 +65,7 @@ def test_replay_compares_with_the_same_frames(predictor: Any, clip: Any) -> None
             assert ours.scores[name] == pytest.approx(theirs.scores[name], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cap", [2, 3, -1])
 @pytest.mark.parametrize(
     ("method", "choices"),
@@ -109,6 +110,7 @@ def test_tokens_and_frames_where_sam2_may_attend_to_few_prompts(
     ]
 
 
+@pytest.mark.slow
 def test_images_of_prompts_are_not_held_until_all_are_encoded(clip: Any) -> None:
     alive: dict[str, int] = {}
     for name in ("stock", "keyframe"):
@@ -180,6 +182,7 @@ def _tracked(predictor: Any, clip: Any, prompts: tuple[int, ...], reverse: bool,
     return masks, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ["window", "keyframe", "dam4sam"])
 def test_prompts_to_come_steer_no_frame_before_them(method: str, reverse: bool, predictor: Any, clip: Any) -> None:

@@ -41,6 +41,7 @@ def _offline(predictor: Any, method: Any) -> Any:
     return sk.wrap(predictor, method, keep_masks=False) if method is not None else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_equals_offline_tracking(method: str | None, predictor: Any, clip: Any, clip_folder: Any) -> None:
     """All prompts on the first frame: a mask, a point and a box, for three objects."""
@@ -112,6 +113,7 @@ class Arrivals:
         return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("as_cond", [False, True])
 def test_equals_stepping_by_hand(
@@ -174,6 +176,7 @@ def _live_tensors() -> tuple[int, int]:
     return len(tensors), sum(o.nbytes for o in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["window", "keyframe"])
 def test_nothing_grows(method: str, predictor_factory: Any, clip: Any) -> None:
     """A prompt every fifth frame, an object that comes and goes: live tensors and their bytes are flat."""

@@ -123,6 +123,7 @@ def test_a_clip_that_is_long_leaves_its_object_out_for_long() -> None:
     assert max(last - first for first, last in runs(~clip.visible[:, 0])) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("challenge", ABSENCES)
 def test_absences_are_as_long_as_asked_and_the_object_comes_back(challenge: str) -> None:
     for seed, frames, absences in ((1, 150, (30, 80)), (2, 110, (8, 20))):

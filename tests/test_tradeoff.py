@@ -32,6 +32,7 @@ def made(tmp_path_factory):
         yield root / "results", group, {r.label: cost(group, r) for r in group.results}
 
 
+@pytest.mark.slow
 def test_every_setting_is_counted_at_1024_px(made):
     costs = made[2]
     assert set(costs) == {"stock", "compact", *BOTH, *KEYS}

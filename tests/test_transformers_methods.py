@@ -38,8 +38,6 @@ def absent() -> Video:
 
 def _matrix(model: Any, video: Video, method: sk.KeyframeMemory, frames: int, reverse: bool = False) -> Any:
     seen: Any = []
-    # Reconstruct may attend to a single keyframe of those held: the newest frames then fill the other five slots.
-    spare = 5 - method.newest if isinstance(method.keyframes.read, sk.Reconstruct) else 0
     with sk.wrap(model, method):
         session = new_session(model, video.frames[:frames])
         first = frames - 1 if reverse else 0
@@ -53,7 +51,7 @@ def _matrix(model: Any, video: Video, method: sk.KeyframeMemory, frames: int, re
                 entries = output_dict["non_cond_frame_outputs"]
                 held = [idx for idx, entry in entries.items() if entry["maskmem_features"].numel()]
                 if method.store == "bank":
-                    assert len([*held, *bank.store.payloads]) <= _bound(method) + 1 + spare
+                    assert len([*held, *bank.store.payloads]) <= _bound(method) + 1
                     assert len(entries) <= (30 if isinstance(method.pointers, sk.Ranked) else 15) + _bound(method) + 1
                 assert len(bank.selection.buffer) <= method.keyframes.n
     stats = sk.memory_stats(session)

@@ -67,6 +67,7 @@ def test_normalise_is_exact_on_every_value(tmp_path: Path) -> None:
     assert all(len(channel.unique()) == 256 for channel in frame)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mp4", "open-gop", "one-gop", "avi", "no time stamps"])
 def test_video_files_equal_opencv(kind: str, videos: dict[str, Path]) -> None:
     expected = opencv_frames(videos[kind])
@@ -137,6 +138,7 @@ def test_iterables_are_read_once_forwards(footage: np.ndarray) -> None:
 # -- bounds ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
 @pytest.mark.parametrize("kind", ["folder", "one-gop"])
 def test_window_is_bounded(kind: str, order: str, footage: np.ndarray, videos: dict[str, Path], tmp_path: Path) -> None:
@@ -178,6 +180,7 @@ def _track(predictor: Any, state: Any, clip: Any, **how: Any) -> list[torch.Tens
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
 def test_masks_equal_stock(offload: bool, predictor: Any, clip: Any, clip_folder: Path) -> None:
     how = {"offload_video_to_cpu": offload, "offload_state_to_cpu": offload}

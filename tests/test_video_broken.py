@@ -91,6 +91,7 @@ def damaged(videos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
+@pytest.mark.slow
 def test_a_damaged_video_does_not_hang_while_pyav_logs(damaged: Path) -> None:
     """Under load it always did: freeing a decoder waited for its threads, and they for Python's lock to log."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
@@ -130,6 +131,7 @@ def test_a_reader_that_is_stuck_is_named(footage: np.ndarray, monkeypatch: pytes
 # -- forks and copies -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["video", "damaged", "folder"])
 def test_a_forked_process_reads_on(
     kind: str, videos: dict[str, Path], damaged: Path, footage: np.ndarray, tmp_path: Path
@@ -194,6 +196,7 @@ def test_what_is_read_once_is_not_copied(footage: np.ndarray) -> None:
 # -- names and values of pictures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

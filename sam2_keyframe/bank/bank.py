@@ -289,8 +289,7 @@ class MemoryBank:
         """Let go what the frame at `moment`, the next one, will neither read nor hold."""
         self.store.land()
         self._age(moment)
-        newest, chosen, _ = self.selection.choose(moment, prompts=0)
-        wanted = {*newest, *chosen, *self.selection.held(), *self.selection.window}
+        wanted = {*self.selection.to_come(moment), *self.selection.held()}
         wanted |= {idx for idx in (self.fresh, self.selection.before_keyframe()) if idx is not None}
         grid = self.method.grid(moment)
         if grid.stride > 1 and self.method.recent.when is None and (self.method.fill or self.method.newest > 1):
@@ -302,7 +301,7 @@ class MemoryBank:
             near = frame_idx in pointing or frame_idx in trusted
             if self.method.store == "all":
                 if frame_idx not in wanted and not near:
-                    del self.store.entries[frame_idx]
+                    self.store.forget(frame_idx)
                 continue
             if frame_idx not in in_reach:
                 self.store.move_masks(frame_idx, entry)

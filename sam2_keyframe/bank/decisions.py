@@ -139,6 +139,7 @@ class Selection:
         self.history = History(records=deque(maxlen=RECORDS))
         self.buffer = RollingBuffer(method.keyframes.n, method.keyframes.evict)
         self.others = RollingBuffer(method.others.n, Oldest())
+        self._buffers = self.buffer, self.others
         self.ageing: dict[int, tuple[FrameRecord, RollingBuffer]] = {}
         self.corrected: dict[int, FrameRecord] = {}
         self.decided: dict[int, tuple[FrameRecord, Decision]] = {}
@@ -155,7 +156,7 @@ class Selection:
 
     def held(self) -> list[int]:
         """Return the frames held: corrected ones, keyframes and others, those still ageing included."""
-        return self._in(self.buffer, self.others)
+        return self._in(*self._buffers)
 
     def keyframes(self) -> list[int]:
         """Return the keyframes held, corrected frames and those still ageing included."""
@@ -170,7 +171,7 @@ class Selection:
 
     def _in(self, *buffers: RollingBuffer) -> list[int]:
         buffered = [record.frame_idx for buffer in buffers for record in buffer]
-        return [*self.corrected, *buffered, *(idx for idx, (_, buffer) in self.ageing.items() if buffer in buffers)]
+        return [*self.corrected, *buffered, *[idx for idx, (_, buffer) in self.ageing.items() if buffer in buffers]]
 
     def slide(self, frame_idx: int, slots: int) -> None:
         """Let a frame into a `Recent` with a rule: the newest always, older ones where they lie on the grid."""
@@ -187,7 +188,7 @@ class Selection:
 
     def forget(self, frame_idx: int) -> None:
         """Forget a frame that was replaced, dropped, or will be tracked again."""
-        for buffer in (self.buffer, self.others):
+        for buffer in self._buffers:
             buffer.discard(frame_idx)
         for frames in (self.window, self.trusted):
             if frame_idx in frames:
@@ -440,42 +441,60 @@ class Selection:
             moment: The frame to be tracked.
             prompts: Conditioning frames that are attended to.
         """
-        method = self.method
-        held, count = self._select(moment, prompts)
-        if method.recent.when is not None:
-            free = moment.slots + 1 - prompts - min(len(held), count)  # as many as SAM 2 codes, prompts included
-            newest = [idx for idx in self.window if idx not in held and self.usable(idx)]
-            return newest[-max(1, min(free, method.recent.n)) :], held, count
-        grid = method.grid(moment)
-        places = [(code, idx) for code, idx in enumerate(grid.places()) if self.usable(idx) and idx not in held]
-        newest = [idx for code, idx in places if code < method.newest]
-        if method.fill:
-            free = moment.slots - len(newest) - min(len(held), count)
-            newest += [idx for _, idx in places[len(newest) :]][: max(free, 0)]
-        return newest, held, count
-
-    def _select(self, moment: Moment, prompts: int) -> tuple[list[int], int]:
-        select = self.method.keyframes.read
-
-        def there(frame_idx: int) -> bool:
-            return moment.past(frame_idx) and self.usable(frame_idx)
-
-        keyframes, others = ([r for r in buffer if there(r.frame_idx)] for buffer in (self.buffer, self.others))
-        corrected = sorted(filter(there, self.corrected), key=moment.distance)
-        room = max(0, moment.slots - self.method.newest)
-        corrected = corrected[: -(-room // 2)]  # the nearest, so that they do not crowd out the rest
-        if self.method.anchored and not select.chooses:
-            room = len(keyframes) + len(others) + len(corrected)
+        method, select = self.method, self.method.keyframes.read
+        keyframes, others = ([r for r in buffer if self._there(r.frame_idx, moment)] for buffer in self._buffers)
+        corrected = self._corrected(moment)
+        room = self._room(moment, len(keyframes) + len(others) + len(corrected))
         if select.on_device:
             chosen: Sequence[FrameRecord] = keyframes + others
         else:
             newest = self.history.records[-1] if self.history.records else None
-            pools = [keyframes + others] if select.chooses else [keyframes, others]
             chosen = []
-            for pool in pools:
+            for pool in [keyframes + others] if select.chooses else [keyframes, others]:
                 left = room - len(corrected) - len(chosen)
                 chosen = [*chosen, *select.choose(pool, newest, left, moment, prompts)]
-        return sorted([*corrected, *(record.frame_idx for record in chosen)], key=moment.distance), room
+        held = sorted([*corrected, *[record.frame_idx for record in chosen]], key=moment.distance)
+        count = min(len(held), room)
+        if method.recent.when is None:
+            return self._newest(moment, held, count), held, room
+        free = moment.slots + 1 - prompts - count  # as many as SAM 2 codes, prompts included
+        recent = [idx for idx in self.window if idx not in held and self.usable(idx)]
+        return recent[-max(1, min(free, method.recent.n)) :], held, room
+
+    def to_come(self, moment: Moment) -> list[int]:
+        """Return the newest frames that `choose` may name at `moment`, whatever is decided until then."""
+        if self.method.recent.when is not None:
+            return self.window
+        select = self.method.keyframes.read
+        buffered = [record.frame_idx for buffer in self._buffers for record in buffer]
+        corrected = self._corrected(moment)
+        # A rule that chooses may leave any of its slots to the newest frames.
+        least = len(corrected) + (0 if select.chooses and not select.on_device else len(buffered))
+        return self._newest(moment, [*corrected, *buffered], min(least, self._room(moment, least)))
+
+    def _newest(self, moment: Moment, held: Collection[int], count: int) -> list[int]:
+        """Return the newest frames beside those held, and those that fill up the slots that `count` of them leave."""
+        places = self.method.grid(moment).places()
+        there = [idx for idx in places if idx not in held and self.usable(idx)]
+        newest = [idx for idx in there if idx in places[: self.method.newest]]
+        if self.method.fill:
+            free = moment.slots - len(newest) - count
+            newest += there[len(newest) :][: max(free, 0)]
+        return newest
+
+    def _there(self, frame_idx: int, moment: Moment) -> bool:
+        return moment.past(frame_idx) and self.usable(frame_idx)
+
+    def _corrected(self, moment: Moment) -> list[int]:
+        """Return the nearest corrected frames, so few that they do not crowd out the rest."""
+        there = [idx for idx in self.corrected if self._there(idx, moment)]
+        return sorted(there, key=moment.distance)[: -(-self._room(moment) // 2)]
+
+    def _room(self, moment: Moment, anchors: int = 0) -> int:
+        """Return the slots for frames held: those beside the newest, or as many as `anchors`, which take none."""
+        if self.method.anchored and anchors and not self.method.keyframes.read.chooses:
+            return anchors
+        return max(0, moment.slots - self.method.newest)
 
     def pointers(self, moment: Moment, stored: Collection[int], prompted: bool) -> dict[int, int]:
         """Return the frames whose pointers are read, by the index at which SAM 2 looks for them.

@@ -124,13 +124,13 @@ def baselines(
     first, last = span
     device = entry["obj_ptr"].device
 
-    def found(frame_idx: int) -> bool:
-        return frame_idx not in read and (frame_idx in cond or first <= frame_idx <= last)
-
-    tracked = last - first + 1 - sum(first <= frame_idx <= last for frame_idx in cond)
-    spatial = sum(map(found, moment.places())) + len(read)
-    pointers = sum(found(t) and not (every_prompt_points and t in cond) for t in moment.behind(moment.pointers))
-    pointers += sum(moment.distance(frame_idx) >= 0 for frame_idx in (cond if every_prompt_points else read))
+    stored = range(first, last + 1)
+    tracked = len(stored) - sum([frame_idx in stored for frame_idx in cond])
+    found = [t for t in moment.places() if t not in read and (t in stored or t in cond)]
+    spatial = len(found) + len(read)
+    points = [t for t in moment.behind(moment.pointers) if t not in read and (t in stored or t in cond)]
+    pointers = len(points) - (sum([t in cond for t in points]) if every_prompt_points else 0)
+    pointers += sum([moment.distance(t) >= 0 for t in (cond if every_prompt_points else read)])
     tokens = spatial * entry["maskmem_features"].shape[-2:].numel() + pointers * pointer_tokens(entry)
     whole, prompts = entry_nbytes(entry, device)[0], sum(entry_nbytes(e, device)[0] for e in cond.values())
     small = entry_nbytes({k: entry[k] for k in ("obj_ptr", "object_score_logits")}, device)[0]

@@ -37,6 +37,7 @@ class Store:
     Attributes:
         entries: The mirror.
         payloads: Compressed memories with their codecs; their entries hold zero tokens.
+        spatial: Frames of the mirror whose spatial memory is at hand, compressed or not.
         moved: Frames whose mask logits left the device.
         plans: Which tokens of a memory are attended to, prompted ones included, where a scheme chose among them.
     """
@@ -46,6 +47,7 @@ class Store:
         self.keep_all = keep_all
         self.keep_masks = keep_masks
         self.entries: dict[int, Entry] = {idx: entry for idx, entry in non_cond.items() if has_memory(entry)}
+        self.spatial = set(self.entries)
         self.payloads: dict[int, tuple[Compressor, Payload]] = {}
         self.moved: set[int] = set()
         self.plans: dict[int, Plan] = {}
@@ -57,9 +59,9 @@ class Store:
 
     def usable(self, frame_idx: int) -> bool:
         """Return whether a frame's spatial memory is at hand."""
-        if frame_idx in self.payloads:
-            return True
-        entry = self._stored(frame_idx)
+        if frame_idx in self.spatial or not self.keep_all or frame_idx in self.entries:
+            return frame_idx in self.spatial
+        entry = self.non_cond.get(frame_idx)  # the mirror leaves out what is far off, the host does not
         return entry is not None and has_memory(entry)
 
     def entry(self, frame_idx: int) -> Mapping[str, Any]:
@@ -68,7 +70,7 @@ class Store:
         Raises:
             RuntimeError: The frame is not stored.
         """
-        entry = self._stored(frame_idx)
+        entry = self.entries.get(frame_idx) or (self.non_cond.get(frame_idx) if self.keep_all else None)
         if entry is None:
             raise RuntimeError(f"frame {frame_idx} is not stored; this is a fault of sam2_keyframe, please report it")
         if frame_idx not in self.payloads:
@@ -76,24 +78,21 @@ class Store:
         codec, payload = self.payloads[frame_idx]
         return {**entry, "maskmem_features": codec.restore(payload), "maskmem_pos_enc": self._encoding}
 
-    def _stored(self, frame_idx: int) -> Entry | None:
-        entry = self.entries.get(frame_idx)
-        if entry is None and self.keep_all:  # the mirror leaves out what is far off, the host does not
-            return self.non_cond.get(frame_idx)
-        return entry
-
     # -- what comes -----------------------------------------------------------------------------------------------
 
     def put(self, frame_idx: int, entry: Entry) -> None:
         """Take in a frame just tracked, which the host has yet to store."""
         self.forget(frame_idx)
         self.entries[frame_idx] = entry
+        if has_memory(entry):
+            self.spatial.add(frame_idx)
 
     def forget(self, frame_idx: int) -> None:
         """Forget a frame that the host replaced or dropped."""
         self.payloads.pop(frame_idx, None)
         self.plans.pop(frame_idx, None)
         self.moved.discard(frame_idx)
+        self.spatial.discard(frame_idx)
         self.entries.pop(frame_idx, None)
 
     def replaced(self) -> list[int]:
@@ -103,7 +102,7 @@ class Store:
             self.forget(frame_idx)
             stored = self.non_cond.get(frame_idx)
             if stored is not None and has_memory(stored):
-                self.entries[frame_idx] = stored
+                self.put(frame_idx, stored)
         return changed
 
     def compress(self, frame_idx: int, codec: Compressor) -> None:
@@ -120,12 +119,14 @@ class Store:
         self._encoding = entry["maskmem_pos_enc"]
         self.drop_memory(frame_idx, entry)
         self.payloads[frame_idx] = codec, payload
+        self.spatial.add(frame_idx)
 
     # -- what leaves ----------------------------------------------------------------------------------------------
 
     def drop_memory(self, frame_idx: int, entry: Entry) -> None:
         """Leave zero tokens in place of a frame's spatial memory, so that SAM 2 can still read the entry."""
         self.payloads.pop(frame_idx, None)
+        self.spatial.discard(frame_idx)
         features = entry["maskmem_features"]
         if self._blank is None or self._blank.dtype != features.dtype:
             self._blank = features.new_empty((*features.shape[:2], 0, features.shape[3]))
@@ -194,7 +195,7 @@ class Store:
         if self.keep_all:
             each = entry_nbytes(entry, device)
             return stored + len(cond), here + stored * each[0], there + stored * each[1]
-        frames, masks = len(cond), int(entry["pred_masks"].nbytes)
+        masks = int(entry["pred_masks"].nbytes)
         for idx, held in self.entries.items():
             on_device, elsewhere = entry_nbytes(held, device)
             here, there = here + on_device, there + elsewhere
@@ -203,10 +204,9 @@ class Store:
                     here -= masks
                 else:
                     there -= masks
-            frames += idx in self.payloads or has_memory(held)
         left = stored - len(self.entries)
         small = int(entry["obj_ptr"].nbytes + entry["object_score_logits"].nbytes)
-        return frames, here, there + (left + len(self.moved)) * masks + left * small
+        return len(cond) + len(self.spatial), here, there + (left + len(self.moved)) * masks + left * small
 
     def tensors(self) -> list[Tensor]:
         """Return what compressed memories and plans consist of."""
