@@ -159,6 +159,18 @@ def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
     ]
 
 
+def test_slots_that_a_rule_leaves_free_are_filled(model: Any, absent: Any) -> None:
+    """How many keyframes the rule takes is known only when the frame is read: the newest frames wait until then."""
+    folder, clip = absent
+    with sk.wrap(model, memory(n=9, read=sk.Reconstruct())):
+        state = model.init_state(str(folder))
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        for _ in model.propagate_in_video(state):
+            pass
+        rows = sk.memory_stats(state)[1].rows
+    assert [len(row.attended) for row in rows] == [min(row.frame_idx, 7) for row in rows]
+
+
 def test_objects_are_independent(model: Any, absent: Any) -> None:
     """Alone or beside the other, the same choices for each."""
     folder, clip = absent
