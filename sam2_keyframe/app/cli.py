@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -33,7 +34,7 @@ LOG_EVERY = 15.0
 """Seconds between two lines of progress where there is no terminal."""
 
 TRACK_EXAMPLE = "example: sam2-keyframe track dog.mp4 --model tiny --box 120,80,340,400 --out out"
-
+VIEW_EXAMPLE = "example: sam2-keyframe view run-stock run-keyframe --out both.html"
 
 HEADINGS = {
     "memory": "memory: KeyframeMemory(shelves, then choices of the whole memory), with --memory or in Python",
@@ -52,6 +53,7 @@ HEADINGS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 for what the user can mend, 128 + number after a signal."""
     options = _parser().parse_args(argv)
+    options.words = list(sys.argv[1:] if argv is None else argv)
     try:
         with stops():
             code: int = options.run(options)
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="track | replay | demo | list")
+    commands = parser.add_subparsers(required=True, metavar="track | view | replay | demo | list")
     run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
     run.set_defaults(run=_track)
     run.add_argument("source", type=local_path, help="a video file, or a folder of frames")
@@ -117,9 +119,13 @@ def _parser() -> argparse.ArgumentParser:
         "--export", action="append", default=[], metavar="KIND", help=f"masks for other tools, too: {', '.join(FILES)}"
     )
     run.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
-    run.add_argument("--no-pictures", action="store_true", help="write no timeline.png and memory.png")
+    run.add_argument("--no-pictures", action="store_true", help="write no index.html, timeline.png and memory.png")
     run.add_argument("--device", default=None, help=f"cpu, cuda, cuda:1, ... (default here: {default_device()})")
     add_parser(commands, say)
+    side = commands.add_parser("view", help="put the pages of two runs or more side by side", epilog=VIEW_EXAMPLE)
+    side.set_defaults(run=_view)
+    side.add_argument("runs", type=local_path, nargs="+", metavar="RUN", help="folder of a run, or its index.html")
+    side.add_argument("--out", type=local_path, default=Path("view.html"), help="the page (default: view.html)")
     demo = commands.add_parser("demo", help="watch stock and keyframe memory on a generated clip, in under a minute")
     demo.set_defaults(run=_demo)
     demo.add_argument(
@@ -168,6 +174,11 @@ def _track(options: argparse.Namespace) -> int:
             mask_names=frame_names(options.source, len(source)),
             overlay=not options.no_overlay, draw=not options.no_pictures,
             exports=exports, file_names=file_names(options.source, len(source)),
+            about={
+                "source": options.source.name,
+                "model": options.model,
+                "command": shlex.join(["sam2-keyframe", *options.words]),
+            },
         )  # fmt: skip
         total = len(source) - prompts[0].frame_idx
     _summary(options.out, report, name, total)
@@ -200,6 +211,14 @@ def _summary(out: Path, report: Any, method: str, total: int) -> None:
             )
     for name in sorted(path.name for path in out.iterdir()):
         say(f"  {out / name}")
+
+
+def _view(options: argparse.Namespace) -> int:
+    from sam2_keyframe.app.page import view
+
+    view(options.runs, options.out)
+    say(f"{len(options.runs)} run{'s' * (len(options.runs) != 1)} side by side: {options.out}")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from sam2_keyframe.app.draw import Pixels, need
 from sam2_keyframe.bank.statistics import FrameStats
+from sam2_keyframe.video.confidence import told
 
 TABLE = "frames.csv"
 TICK = Fraction(1, 90000)  # of the overlay's clock
@@ -161,13 +162,15 @@ class Video:
     Args:
         path: The file; frames of odd width or height lose a row or column.
         fps: Frames per second.
+        still: Whether single frames will be looked up: key frames are close to each other then.
 
     Raises:
         ImportError: PyAV is missing.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: float, still: bool = False) -> None:
         self.path, self.fps = path, fps
+        self._options = {"preset": "veryfast", **({"crf": "25", "g": "12", "bf": "0"} if still else {"crf": "20"})}
         self._av = need("av")
         self._container: Any = None
         self._stream: Any = None
@@ -182,7 +185,7 @@ class Video:
         if self._container is None:
             self._container = self._av.open(str(self.path), "w", options={"movflags": "+faststart"})
             rate = Fraction(self.fps).limit_denominator(1001)
-            self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            self._stream = self._container.add_stream("libx264", rate=rate, options=self._options)
             self._stream.codec_context.time_base = self._stream.time_base = TICK
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
@@ -244,7 +247,8 @@ class Table:
             raise
 
     def _cells(self, row: FrameStats) -> list[Any]:
-        numbers = [row.significance, *(row.scores.get(name, math.nan) for name in self.scores)]
+        scored = told(row.scores)
+        numbers = [row.significance, *(scored.get(name, math.nan) for name in self.scores)]
         significance, *scores = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
         kept = "" if row.keyframe is None else int(row.keyframe)
         lists = [" ".join(map(str, frames)) for frames in (row.evicted, row.attended)]

@@ -21,6 +21,7 @@ from sam2_keyframe.app.draw import INK, Pixels, need, write
 from sam2_keyframe.app.exports import FILES, export, saved_masks
 from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
+from sam2_keyframe.app.page import FILM, PAGE, Page
 from sam2_keyframe.app.signals import Stopped, reason, requests
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.methods import KeyframeMemory
@@ -29,13 +30,14 @@ from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.replay import record
 from sam2_keyframe.replay.recording import RECORDING
 from sam2_keyframe.types import BASE_SCORES
+from sam2_keyframe.video.confidence import told, with_confidence
 from sam2_keyframe.video.decode import folder_images
 from sam2_keyframe.video.source import FrameSource, init_state
 
-OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING)
+OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING, PAGE)
 """What a run writes, unless told otherwise."""
 
-WRITTEN = (*OUTPUTS, *FILES.values())
+WRITTEN = (*OUTPUTS, *FILES.values(), FILM)
 """What a run may write."""
 
 FPS = 24.0
@@ -95,6 +97,7 @@ def track(
     draw: bool = True,
     exports: Sequence[str] = (),
     file_names: Sequence[str] | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Report:
     """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
 
@@ -114,9 +117,10 @@ def track(
         progress: Called with frames done and to do.
         mask_names: What each frame's mask is called; None: 00000, 00001, ...
         overlay: Whether `overlay.mp4` is written.
-        draw: Whether `timeline.png` and `memory.png` are.
+        draw: Whether `index.html`, `timeline.png` and `memory.png` are.
         exports: More forms of the masks, of `exports.FILES`.
         file_names: What the frames are called in them; None: as the masks, with `.jpg`.
+        about: What `index.html` tells of the run, by name; its title under "source".
 
     Raises:
         ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
@@ -125,7 +129,8 @@ def track(
     report, start = Report(), time.perf_counter()
     scale = max(1, min(4, round(480 / min(read_frame(source, 0).shape[:2]))))
     first = prompts[0].frame_idx
-    names = list(dict.fromkeys([*(scorer.name for scorer in method.scorers), *BASE_SCORES])) if method.observes else []
+    measured = with_confidence(method)
+    names = list(told(dict.fromkeys([*(scorer.name for scorer in measured.scorers), *BASE_SCORES], 0.0)))
     mask_names = [f"{t:05d}" for t in range(len(source))] if mask_names is None else mask_names
     (folder / "masks").mkdir()
     timed = source.fps is not None and FPS_RANGE[0] <= source.fps <= FPS_RANGE[1]
@@ -134,11 +139,14 @@ def track(
     picture: Pixels | None = None
     labels: NDArray[Any] = np.zeros(0, np.uint8)
     state = new_state(predictor, source)
+    about = dict(about or {})
+    objects = len({prompt.obj_id for prompt in prompts})
+    page = Page(folder, len(source) - first, objects, fps) if draw else None
     try:
         with (
             closing(Table(folder / TABLE, names)) as table,
             closing(Video(folder / "overlay.mp4", fps)) if overlay else nullcontext() as video,
-            wrap(predictor, method, keep_masks=False),  # masks are written as they come, and no frame is gone back to
+            wrap(predictor, measured, keep_masks=False),  # masks are written as they come, and no frame is gone back to
             record(predictor, state, folder / RECORDING),
             requests() as stop,
         ):
@@ -154,6 +162,8 @@ def track(
                 write_mask(folder / "masks" / f"{mask_names[t]}.png", labels)
                 for obj_id, row in rows.items():
                     table.add(t, obj_id, row, source.time(t))
+                if page is not None:
+                    page.add(t, source.time(t), frame, labels, rows)
                 if video is not None:
                     caption = _caption(name, t, rows, report.stats)
                     picture = np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp))
@@ -168,6 +178,8 @@ def track(
                 saved = functools.partial(saved_masks, folder / "masks", mask_names)
                 called = [f"{each}.jpg" for each in mask_names] if file_names is None else file_names
                 export(saved, called, folder, exports, fps)
+            if page is not None:
+                page.write(about.get("source", "") or "sam2_keyframe", name, method, stamp=stamp, about=about)
             if draw and any(each.rows for each in report.stats.values()):
                 _draw(source, report.stats, method, prompts, folder, name, mask_names)
         except Stopped as error:  # the rest is whole
@@ -176,6 +188,9 @@ def track(
         if not report.frames:
             raise
         report.stopped = str(error)
+    finally:
+        if page is not None:
+            page.close()
     report.seconds = time.perf_counter() - start
     return report
 
