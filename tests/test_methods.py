@@ -16,6 +16,7 @@ from sessions import run
 
 import sam2_keyframe as sk
 from sam2_keyframe.bank.bank import KEY
+from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.synthetic import make_clip
 
 ALL = sk.Always()
@@ -159,13 +160,13 @@ def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
     ]
 
 
-def test_slots_that_a_rule_leaves_free_are_filled(model: Any, absent: Any) -> None:
+def test_slots_that_a_rule_leaves_free_are_filled() -> None:
     """How many keyframes the rule takes is known only when the frame is read: the newest frames wait until then."""
-    folder, clip = absent
-    with sk.wrap(model, memory(n=9, read=sk.Reconstruct())):
-        state = model.init_state(str(folder))
-        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
-        for _ in model.propagate_in_video(state):
+    predictor, clip = load_micro_predictor(), make_clip("leave_and_return", seed=1, frames=40, size=128)
+    with sk.wrap(predictor, memory(n=9, read=sk.Reconstruct())):
+        state = sk.init_state(predictor, clip.frames)
+        predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        for _ in predictor.propagate_in_video(state):
             pass
         rows = sk.memory_stats(state)[1].rows
     assert [len(row.attended) for row in rows] == [min(row.frame_idx, 7) for row in rows]
