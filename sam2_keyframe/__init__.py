@@ -12,7 +12,7 @@ from sam2_keyframe.conditions import Combinable, Comparable, Threshold
 from sam2_keyframe.memory import KeyframeMemory, Keyframes, LongTerm, Others, Prompts, Ranked, Recent
 from sam2_keyframe.methods import METHODS, NON_CAUSAL, make_method
 from sam2_keyframe.patches.transformers import keep_frames
-from sam2_keyframe.plugin import Handle, forget, memory_stats, unwrap, wrap
+from sam2_keyframe.plugin import Handle, forget, load_memory, memory_stats, save_memory, unwrap, wrap
 from sam2_keyframe.replay import Geometry, Recording, Replay, record, replay
 from sam2_keyframe.rules.adaptive import Adaptive, MotionScaled, Quantile, SceneBoundary, StableArea
 from sam2_keyframe.rules.eviction import (
@@ -140,10 +140,12 @@ __all__ = [
     "forget",
     "init_state",
     "keep_frames",
+    "load_memory",
     "make_method",
     "memory_stats",
     "record",
     "replay",
+    "save_memory",
     "unwrap",
     "wrap",
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from sam2_keyframe.bank.statistics import MIB, MemoryStats
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
 from sam2_keyframe.patches import find_host, host_of, objects_of
 from sam2_keyframe.patches.host import Host
+from sam2_keyframe.patches.saving import read, supported, write
 
 ATTRIBUTE = "_sam2_keyframe"
 """Instance attribute of a wrapped predictor that holds its handle."""
@@ -132,6 +134,74 @@ def memory_stats(inference_state: Any) -> dict[Any, MemoryStats]:
             bank.settle()
             stats[obj_id] = bank.stats
     return stats
+
+
+def save_memory(inference_state: Any, path: str | Path) -> None:
+    """Write the memory of a video's objects to a file, so that `load_memory` goes on with it elsewhere.
+
+    In it are the objects' prompts, stored frames, banks, records and statistics as they are now: tensors in a file of
+    safetensors, and one text of JSON. Pixels are not in it, nor weights, nor anything that could be run. It is written
+    under another name first, so that a file of that name is whole or as it was before.
+
+    Args:
+        inference_state: Of a SAM 2 video predictor, or a session of transformers, that a wrapped predictor tracks.
+        path: The file, `.safetensors` by custom; one that is there is replaced.
+
+    Raises:
+        TypeError: The state is of another host, or an object's id is neither a whole number nor a text.
+        ValueError: The predictor is not wrapped any more, another method tracked an object, or there is none.
+        OSError: The file cannot be written.
+        ImportError: safetensors is not installed.
+    """
+    host = _host_tracking(inference_state, None)
+    supported(host, inference_state)
+    write(inference_state, host, Path(path))
+
+
+def load_memory(
+    inference_state: Any, path: str | Path, predictor: Any = None, video: Literal["same", "other"] = "same"
+) -> None:
+    """Take what `save_memory` wrote into a new inference state.
+
+    In the same video tracking goes on behind the last frame, `propagate_in_video(state, start_frame_idx=...)`, with
+    the masks that it would have had, to the last bit. In another video of the same objects, their prompted frames and
+    keyframes count as prompted before frame 0: it is tracked from its first frame without any prompt. The predictor
+    has to stay wrapped for that.
+
+    Args:
+        inference_state: A new one, without objects; a session of transformers.
+        path: The file.
+        predictor: Who goes on, wrapped with the same method. It may be left out where it made the state or tracked it.
+        video: Whether the state is of the video that was saved, or of another one.
+
+    Raises:
+        TypeError: The state is of another host.
+        ValueError: The file is damaged, foreign or of another version; it was saved with another model, method or
+            video; the state has objects already; or no wrapped predictor is known.
+        OSError: The file cannot be read.
+        ImportError: safetensors is not installed.
+    """
+    if video not in ("same", "other"):
+        raise ValueError(f"video={video!r}: choose 'same' or 'other'")
+    host = _host_tracking(inference_state, predictor)
+    supported(host, inference_state)
+    read(inference_state, host, Path(path), video)
+
+
+def _host_tracking(inference_state: Any, predictor: Any) -> Host:
+    """Return the patch on the predictor that tracks a state."""
+    asked = host_of(inference_state)
+    if predictor is None:
+        predictor = asked.tracked_by(inference_state) if hasattr(asked, "tracked_by") else None
+    elif isinstance(predictor, Handle):
+        predictor = predictor.predictor
+    handle = vars(predictor).get(ATTRIBUTE) if predictor is not None else None
+    if not isinstance(handle, Handle):
+        raise ValueError(
+            "no wrapped predictor is known to track this state: wrap() one before the state is made or tracked, keep "
+            "it wrapped, or give it as load_memory(state, path, predictor)"
+        )
+    return handle._host
 
 
 def forget(inference_state: Any) -> None:

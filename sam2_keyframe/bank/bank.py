@@ -501,6 +501,16 @@ class Banks:
         adopt(bank)
         return bank
 
+    def owns(self, bank: MemoryBank) -> bool:
+        """Return whether a bank is of this wrapping, or was copied with its state and would be taken over."""
+        return bank.owner is self._owner or (bank.owner is None and bank.method == self.method)
+
+    def take_in(self, place: MutableMapping[str, Any], bank: MemoryBank) -> None:
+        """Put a bank that was made elsewhere beside its object's frames."""
+        place[KEY] = bank
+        bank.owner = self._owner
+        self._all.add(bank)
+
     def release(self, device: torch.device) -> None:
         """Hand SAM 2 back what it can read by itself; no other wrapping goes on with these banks."""
         for bank in self._all:

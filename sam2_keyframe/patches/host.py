@@ -38,6 +38,12 @@ class ObjectFrames(NamedTuple):
         return bank if isinstance(bank, MemoryBank) else None
 
 
+def first_of_video(output_dicts: Mapping[Any, Mapping[str, Any]]) -> int | None:
+    """Return 0 where frames of another video were prompted, before this one's first; None leaves it to the host."""
+    prompted = (t for output_dict in output_dicts.values() for t in output_dict["cond_frame_outputs"])
+    return 0 if min(prompted, default=0) < 0 else None
+
+
 class Host(Protocol):
     """Runs one method on one predictor; made by `wrap`, and unchanged until `install`.
 

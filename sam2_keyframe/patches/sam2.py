@@ -22,9 +22,17 @@ from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.frames import Frames
-from sam2_keyframe.patches.host import ObjectFrames
+from sam2_keyframe.patches.host import ObjectFrames, first_of_video
 from sam2_keyframe.patches.view import in_dtype, memory_view
-from sam2_keyframe.patches.wrapping import WithSettings, Wrapping, during, method_signature, refuse_copying
+from sam2_keyframe.patches.wrapping import (
+    TRACKED_BY,
+    TrackedBy,
+    WithSettings,
+    Wrapping,
+    during,
+    method_signature,
+    refuse_copying,
+)
 from sam2_keyframe.types import FrameMemo
 
 REQUIRED = {
@@ -65,6 +73,7 @@ class Sam2:
         self.method = method
         self.banks = Banks(method)
         self._wrapping = Wrapping(predictor)
+        self._tracked_by = TrackedBy(predictor)
         self._frames = Frames(self.model)
         for scheme in (method.attend, method.queries):
             check_grid(scheme, (self.model.sam_image_embedding_size,) * 2)
@@ -98,6 +107,7 @@ class Sam2:
         self._wrapping.wrap("propagate_in_video_preflight", self._preflight)
         self._wrapping.wrap("clear_all_prompts_in_frame", self._clear_prompts)
         self._wrapping.wrap("propagate_in_video", self._propagate)
+        self._wrapping.wrap("init_state", self._open)
         self._wrapping.put("__getstate__", refuse_copying)  # what copy, deepcopy, pickle and torch.save ask for
         if self.method.store != "all":
             self._wrapping.wrap("add_new_mask", self._add_mask)
@@ -153,6 +163,7 @@ class Sam2:
     def forget(session: Any) -> None:
         """Remove banks, statistics and the shared frame from an inference state."""
         session.pop(KEY, None)
+        session.pop(TRACKED_BY, None)
         for output_dict in session["output_dict_per_obj"].values():
             bank = output_dict.pop(KEY, None)
             if bank is not None:
@@ -163,7 +174,15 @@ class Sam2:
         """Return what drives the predictor frame by frame."""
         return Driver(predictor)
 
+    @staticmethod
+    def tracked_by(session: Any) -> Any:
+        """Return the predictor that tracks an inference state, wrapped; None where that is not known."""
+        known = session.get(TRACKED_BY)
+        return known.predictor() if isinstance(known, TrackedBy) else None
+
     def _bank(self, state: MutableMapping[str, Any], output_dict: MutableMapping[str, Any]) -> MemoryBank:
+        state[TRACKED_BY] = self._tracked_by
+
         def adopt(bank: MemoryBank) -> None:
             if self.method.observes:
                 for frame_idx, entry in output_dict["cond_frame_outputs"].items():
@@ -172,6 +191,12 @@ class Sam2:
         return self.banks.get(output_dict, output_dict["non_cond_frame_outputs"], adopt)
 
     # -- wrappers -----------------------------------------------------------------------------------------------
+
+    def _open(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Let a new state know who will track it."""
+        state = original(**call)
+        state[TRACKED_BY] = self._tracked_by
+        return state
 
     def _read(self, original: Callable[..., Tensor], call: MutableMapping[str, Any]) -> Tensor:
         """Show SAM 2 the bank's memories instead of its own."""
@@ -257,6 +282,8 @@ class Sam2:
         """
         state, reverse, most = call["inference_state"], call["reverse"], call["max_frame_num_to_track"]
         end, repeated = None, False
+        if call["start_frame_idx"] is None:
+            call = {**call, "start_frame_idx": first_of_video(state["output_dict_per_obj"])}
         while True:
             known = list(state["obj_ids"])
             for t, obj_ids, masks in (tracking := original(**call)):

@@ -31,9 +31,9 @@ from sam2_keyframe.patches.attention import AttentionHook
 from sam2_keyframe.patches.bounded import PixelWindow, TrackedFrames
 from sam2_keyframe.patches.driving import ENDLESS, Driver
 from sam2_keyframe.patches.frames import IMAGENET, Colours, Frames, scoring_image
-from sam2_keyframe.patches.host import ObjectFrames
+from sam2_keyframe.patches.host import ObjectFrames, first_of_video
 from sam2_keyframe.patches.sessions import LazyPixels, SessionDriver
-from sam2_keyframe.patches.wrapping import Wrapping, during, method_signature, refuse_copying
+from sam2_keyframe.patches.wrapping import TRACKED_BY, TrackedBy, Wrapping, during, method_signature, refuse_copying
 from sam2_keyframe.types import FrameMemo, TrackedFrame
 
 TESTED = ("5.16.1", "5.24.0")
@@ -131,6 +131,7 @@ class Transformers:
         self.model = self._memory_model()
         self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         self._wrapping = Wrapping(self.model)
+        self._tracked_by = TrackedBy(predictor)
         self._encodings: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._frames = Frames(self.model)
         self._colours = _colours(predictor)
@@ -170,6 +171,8 @@ class Transformers:
         wrapping.wrap("_gather_memory_frame_outputs", self._memories)
         wrapping.wrap("_get_object_pointers", self._pointers)
         wrapping.put("__getstate__", refuse_copying)
+        if hasattr(self.model, "propagate_in_video_iterator"):
+            wrapping.wrap("propagate_in_video_iterator", self._propagate)
         if "_batch_encode_memories" in self.REQUIRED:
             wrapping.wrap("_batch_encode_memories", self._encode)
         if self.method.observes:
@@ -223,8 +226,15 @@ class Transformers:
     def forget(cls, session: Any) -> None:
         """Remove banks and statistics from a session, and leave it as transformers has it."""
         cls.hand_back(session)
+        vars(session).pop(TRACKED_BY, None)
         for output_dict in session.output_dict_per_obj.values():
             output_dict.pop(KEY, None)
+
+    @staticmethod
+    def tracked_by(session: Any) -> Any:
+        """Return the model that tracks a session, wrapped; None where that is not known."""
+        known = vars(session).get(TRACKED_BY)
+        return known.predictor() if isinstance(known, TrackedBy) else None
 
     @classmethod
     def driver(cls, predictor: Any) -> Driver:
@@ -294,7 +304,14 @@ class Transformers:
                         bank.prompted(frame_idx, entry, self._adopted(session, frame_idx, entry), cond=True)
 
         self._sessions.add(session)
+        setattr(session, TRACKED_BY, self._tracked_by)
         return self.banks.get(output_dict, output_dict["non_cond_frame_outputs"], adopt)
+
+    def _propagate(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """Begin at the first frame where frames of another video were prompted before it."""
+        if call["start_frame_idx"] is None:
+            call["start_frame_idx"] = first_of_video(call["inference_session"].output_dict_per_obj)
+        return original(**call)
 
     # -- a frame ------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -99,6 +100,28 @@ class WithSettings:
         if all(getattr(predictor, name) == value for name, value in settings.items()):
             return method
         return functools.partial(method.__func__, cls(predictor, settings))  # type: ignore[attr-defined]
+
+
+TRACKED_BY = "_keyframe_predictor"
+"""Under which a state knows the predictor that tracks it."""
+
+
+class TrackedBy:
+    """Which predictor tracks a state, without keeping it alive; a copy of the state does not know.
+
+    Args:
+        predictor: The predictor.
+    """
+
+    def __init__(self, predictor: Any = None) -> None:
+        self._predictor = weakref.ref(predictor) if predictor is not None else lambda: None
+
+    def predictor(self) -> Any:
+        """Return the predictor, or None where it is gone or not known."""
+        return self._predictor()
+
+    def __reduce__(self) -> Any:
+        return TrackedBy, ()
 
 
 @contextmanager
