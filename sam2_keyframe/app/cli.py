@@ -85,6 +85,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from sam2_keyframe import __version__
+    from sam2_keyframe.app.app_command import add_app
     from sam2_keyframe.app.exports import FILES
     from sam2_keyframe.app.masks import BINARY_HELP
     from sam2_keyframe.app.models import CHOICES, default_device
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="track | view | replay | demo | list")
+    commands = parser.add_subparsers(required=True, metavar="track | view | replay | demo | app | list")
     run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
     run.set_defaults(run=_track)
     run.add_argument("source", type=local_path, help="a video file, or a folder of frames")
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", type=local_path, default=Path("demo-out"), help="folder for the results (default: demo-out)"
     )
+    add_app(commands, say)
     listing = commands.add_parser("list", help="print methods, scorers, filters, eviction rules and codecs")
     listing.set_defaults(run=_list)
     return parser

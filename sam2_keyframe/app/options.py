@@ -28,6 +28,9 @@ from sam2_keyframe.methods import METHODS, make_method
 from sam2_keyframe.types import KeyframeFilter, Scorer
 
 CONSTANTS: Mapping[str, float] = {"inf": math.inf, "nan": math.nan}
+LONGEST = 300
+"""Characters of a value that is not the command line's own."""
+
 OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
@@ -143,6 +146,23 @@ def parse_value(text: str) -> Any:
         return _build(tree)
     except TypeError as error:
         raise ValueError(f"{text!r}: {error}") from None
+
+
+def parse_registered(text: str) -> Any:
+    """Return what one value means as `parse_value` does, of literals and registered classes alone: nothing is imported.
+
+    Raises:
+        ValueError: It names anything else, or is longer than `LONGEST`.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"a value of {len(text):,} characters: give at most {LONGEST}")
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError):
+        nodes = []  # `parse_value` tells what is wrong
+    if any(isinstance(node, ast.Attribute) for node in nodes):
+        raise ValueError(f"{text!r}: a class of your own cannot be named here; choose from `sam2-keyframe list`")
+    return parse_value(text)
 
 
 def _build(node: ast.expr) -> Any:

@@ -197,7 +197,7 @@ def track(
 
 def new_state(predictor: Any, source: FrameSource) -> dict[str, Any]:
     """Return an inference state over a lazily read video, made in the precision that it is tracked in."""
-    with _precision(torch.device(predictor.device)):
+    with precision(torch.device(predictor.device)):
         return init_state(predictor, source)
 
 
@@ -223,7 +223,7 @@ def sweep(
     device = torch.device(predictor.device)
     for start, end in zip(given, [*given[1:], len(source)], strict=True):
         read_frame(source, start)
-        with _precision(device):
+        with precision(device):
             for prompt in prompts:
                 if prompt.frame_idx == start:
                     _give(predictor, state, prompt)
@@ -240,7 +240,7 @@ def sweep(
                 continue
             if tracking is None:
                 tracking = driver_of(predictor).track(state, t, end - t - 1)
-            with _precision(device):
+            with precision(device):
                 _, obj_ids, logits = next(tracking)
             yield t, frame, list(obj_ids), logits
 
@@ -302,7 +302,7 @@ def _give(predictor: Any, state: dict[str, Any], prompt: Prompt) -> None:
     predictor.add_new_points_or_box(state, prompt.frame_idx, prompt.obj_id, points=points, labels=labels, box=box)
 
 
-def _precision(device: torch.device) -> Any:
+def precision(device: torch.device) -> Any:
     """Return bfloat16 autocast on a GPU, as SAM 2 is meant to be run; nothing elsewhere."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
