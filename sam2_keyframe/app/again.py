@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,7 +72,7 @@ def script(source: str, model: str, method: str, prompts: Places, corrections: P
         f"    state = sk.init_state(predictor, {source!r})",
     ]
     marks = sorted({t for t, _ in prompts} | {t + 1 for t, _ in corrections if t < until} | {until})
-    for start, end in zip(marks, marks[1:], strict=False):
+    for start, end in itertools.pairwise(marks):
         for place, prompt in sorted(corrections.items()):
             if place[0] == start - 1:
                 lines += _correction(place, prompt)
