@@ -43,6 +43,7 @@ COMMANDS = {
 }
 OTHERS = """\
 scripts with commands of their own (python -m benchmarks.NAME --help):
+  search_samplers       NSGA-II beside random search at equal budget: the hypervolume of their fronts
   tradeoff              what smaller memories and fewer tokens cost
   notebooks             run the notebooks and keep their outputs
   micro.train, micro.evaluate, micro.methods, micro.card

@@ -51,7 +51,8 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune-after", type=int, default=3, metavar="N",
         help="stop a trial after N videos or more when another is as good in all objectives on each; 0: never",
     )  # fmt: skip
-    parser.add_argument("--study", help="name of the study (default: the space's, and the seed)")
+    parser.add_argument("--sampler-seed", type=int, default=0, help="what is drawn (default: %(default)s)")
+    parser.add_argument("--study", help="name of the study (default: the space's, sampler and seed)")
     parser.add_argument("--storage", help="a journal, or a database's URL, as sqlite:///study.db (default: in --out)")
     parser.add_argument("--replay", action="store_true", help="first pass: over recordings of stock, without SAM 2")
     parser.add_argument("--live", type=int, default=0, metavar="K", help="track the best K of a replay, too")
@@ -185,7 +186,14 @@ def open_search(options: argparse.Namespace) -> Search:
     from benchmarks.search_study import Study, check_sampler, make_sampler
 
     check_sampler(options.sampler)
-    for name, least in (("trials", 1), ("population", 2), ("prune_after", 0), ("live", 0), ("winners", 1)):
+    for name, least in (
+        ("trials", 1),
+        ("population", 2),
+        ("prune_after", 0),
+        ("live", 0),
+        ("winners", 1),
+        ("sampler_seed", 0),
+    ):
         if getattr(options, name) < least:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {getattr(options, name)}: give at least {least}")
@@ -220,21 +228,21 @@ def open_search(options: argparse.Namespace) -> Search:
         "objectives": list(objectives),
         "measured": "by replay" if replayed else "live",
         "sampler": options.sampler,
-        "seed": options.seed,
+        "sampler_seed": options.sampler_seed,
         "population": options.population,
         "prune_after": options.prune_after,
         "versions": {name: plan.runs[0][0].config["versions"].get(name) for name in PACKAGES},
         **json.loads(protocol(plan.runs[0][0].config)),
     }
     name = options.study or "-".join(
-        [space.name, *(["replay"] if replayed else []), options.sampler, str(options.seed)]
+        [space.name, *(["replay"] if replayed else []), options.sampler, str(options.sampler_seed)]
     )
     study = Study(
         name,
         options.storage or str(options.out / "study.journal"),
         about,
         ["maximize" if OBJECTIVES[each].maximise else "minimize" for each in objectives],
-        make_sampler(options.sampler, options.seed, options.population, grid),
+        make_sampler(options.sampler, options.sampler_seed, options.population, grid),
         options.out / "processes",
     )
     trials = min(options.trials, len(grid)) if grid else options.trials

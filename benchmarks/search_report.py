@@ -70,7 +70,7 @@ def _lines(search: Search, live: LiveRows, group: Group | None) -> list[str]:
         "",
         f"{len(trials)} trials ({counts}), {way}: {plan.dataset.name}, {plan.dataset.split}, "
         f"{len(plan.dataset.names)} videos, SAM 2 {plan.runs[0][0].config['model']}. Objectives: {titles}. Seed "
-        f"{search.options.seed}. Made by `python -m benchmarks search {search.space.name}`; every trial is in "
+        f"{search.options.sampler_seed}. Made by `python -m benchmarks search {search.space.name}`; every trial is in "
         f"trials.csv. {tables.machine(plan.runs[0][0].config)}",
         "",
         "## The front, and the baselines",

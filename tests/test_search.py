@@ -17,6 +17,7 @@ pytest.importorskip("optuna")
 
 import optuna
 
+from benchmarks import search_samplers
 from benchmarks.__main__ import main
 from benchmarks.compare import load_groups
 from benchmarks.plan import BASELINES, label
@@ -274,6 +275,24 @@ def test_a_trial_stops_where_another_is_as_good_on_every_video(replayed):
     stopped = [row for row in rows(replayed) if row["state"] == "stopped early"]
     assert stopped
     assert all(row["videos"] == "1" and row["coverage"] == "" for row in stopped)
+
+
+def test_samplers_are_compared_by_what_they_dominate(replayed):
+    arguments = ["shelves", *TINY, "--replay", "--trials", "4", "--seeds", "0", "1", "--out", str(replayed)]
+    assert search_samplers.main([*arguments, "--storage", str(replayed / "samplers.journal")]) == 0
+    found = json.loads((replayed / "samplers" / "samplers.json").read_text())
+    runs = {(run["sampler"], run["seed"]): run for run in found["runs"]}
+    assert set(runs) == {(sampler, seed) for sampler in ("nsga2", "random") for seed in (0, 1)}
+    assert all(run["trials"] == [4] and 0 < run["hypervolume"][0] < 1 for run in runs.values())
+    assert "nsga2 has the larger one than random with" in (replayed / "samplers" / "README.md").read_text()
+
+
+def test_a_hypervolume_is_the_share_of_the_box_that_is_dominated():
+    best, worst, middle = (np.array(each, float) for each in ([0, 0], [10, 2], [5, 1]))
+    found = search_samplers.hypervolumes({("a", 0): [worst, middle, None, best], ("b", 0): [middle]}, [1, 2, 4])
+    box = 1.1**2
+    assert found["a", 0] == pytest.approx([0.1**2 / box, 0.6**2 / box, 1])
+    assert found["b", 0] == pytest.approx([0.6**2 / box] * 3)
 
 
 @pytest.mark.parametrize(

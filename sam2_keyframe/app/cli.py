@@ -139,16 +139,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _track(options: argparse.Namespace) -> int:
-    from sam2_keyframe.app import models, output, track
+    from sam2_keyframe.app import models, output, track, two_passes
     from sam2_keyframe.app.exports import check_exports
     from sam2_keyframe.app.masks import file_names, frame_names
-    from sam2_keyframe.app.options import chosen_method, parse_prompts
+    from sam2_keyframe.app.options import chosen_method, parse_prompts, parse_set
     from sam2_keyframe.video.source import FrameSource
 
     if options.model is None:
         raise ValueError(f"--model is missing: choose {models.CHOICES}")
     exports = check_exports(options.export)
-    name, method = chosen_method(options.method, options.memory, options.set)
+    asked: dict[str, Any] | None = None
+    if options.method == two_passes.METHOD and options.memory is None and "frames" not in parse_set(options.set):
+        name, (asked, rest) = options.method, two_passes.divide(parse_set(options.set))
+    else:
+        name, method = chosen_method(options.method, options.memory, options.set)
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
     with (
@@ -170,6 +174,11 @@ def _track(options: argparse.Namespace) -> int:
         predictor, stamp = models.load_model(options.model, device, options.checkpoint, options.image_size)
         if stamp:
             say(f"note: {stamp}")
+        if asked is not None:
+            say(f"note: {name} tracks the whole video first, under {two_passes.FIRST}: no causal method is like it")
+            recording = two_passes.first_pass(predictor, source, prompts, options.on_error, Progress("first pass"))
+            method, line = two_passes.with_frames(recording, asked, rest)
+            say(line)
         report = track.track(
             predictor, source, method, prompts, folder,
             name=name, stamp=stamp, on_error=options.on_error, progress=Progress("tracking"),

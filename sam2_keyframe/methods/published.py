@@ -214,7 +214,8 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
     if not frames:
         raise ValueError(
             "genetic() needs the frames that a search found on a first pass: choose_frames() on the descriptors of a "
-            "Recording, which `sam2-keyframe track` writes; then wrap(predictor, 'genetic', frames=...)"
+            "Recording, which `sam2-keyframe track` writes; then wrap(predictor, 'genetic', frames=...). On the "
+            "command line `track --method genetic` makes that pass itself"
         )
     return KeyframeMemory(Recent(1), Keyframes(len(frames), Frames(tuple(frames)), code="anchor"), fill=False)
 
