@@ -27,8 +27,8 @@ from sam2_keyframe.rules.eviction import (
 from sam2_keyframe.rules.filters import Always, EffectiveScore, EveryNth, Frames, MaxGap, MinGap, Visible
 from sam2_keyframe.rules.genetic import choose_frames
 from sam2_keyframe.rules.motion import Kalman
-from sam2_keyframe.rules.retrieval import DropRedundant, Nearest, Reconstruct, Relevant
-from sam2_keyframe.rules.similarity import AttentionShare, CellCosine, DescriptorCosine, ImageCosine
+from sam2_keyframe.rules.retrieval import DropRedundant, MostAlike, Nearest, Reconstruct, Relevant
+from sam2_keyframe.rules.similarity import AttentionShare, CellCosine, DescriptorCosine, ImageCosine, PrototypeCosine
 from sam2_keyframe.scorers import (
     SSIM,
     Area,
@@ -40,6 +40,7 @@ from sam2_keyframe.scorers import (
     Histogram,
     KalmanOverlap,
     MaskIoU,
+    MaskQuality,
     MaskShape,
     Novelty,
     ObjectScore,
@@ -96,11 +97,13 @@ __all__ = [
     "LeastUsed",
     "LongTerm",
     "MaskIoU",
+    "MaskQuality",
     "MaskShape",
     "MaxGap",
     "MemoryStats",
     "MinGap",
     "Modulated",
+    "MostAlike",
     "MostRedundant",
     "MostSimilar",
     "MotionScaled",
@@ -115,6 +118,7 @@ __all__ = [
     "Pool",
     "PredictedIoU",
     "Prompts",
+    "PrototypeCosine",
     "Prune",
     "Quantile",
     "Random",

@@ -104,6 +104,9 @@ class Keyframes:
             as if it had been prompted.
         read: Which of them are attended to, where more are held than SAM 2 has slots besides `Recent`.
         before: The last frame before a keyframe that passes this rule becomes one too, as at a scene boundary.
+        once: The buffer is closed by the first frame that passes this rule, and read from then on: before that its
+            keyframes are candidates, as they were stored; after it none comes and none leaves. None: it is always read,
+            and never closed.
     """
 
     n: int
@@ -113,13 +116,15 @@ class Keyframes:
     code: Code = "time"
     read: Select = Nearest()  # noqa: RUF009
     before: KeyframeFilter | None = None
+    once: KeyframeFilter | None = None
 
     def __post_init__(self) -> None:
         """Check the choices."""
         check_whole(self, "n", least=0)
         check_rule(self.when, "Keyframes")
-        if self.before is not None:
-            check_rule(self.before, "Keyframes(before=...)")
+        for name in ("before", "once"):
+            if getattr(self, name) is not None:
+                check_rule(getattr(self, name), f"Keyframes({name}=...)")
         _check_kind("evict", self.evict, Evict, "an eviction rule such as Oldest()")
         _check_kind("read", self.read, Select, "a retrieval rule such as Nearest()")
         _check_kind("codec", self.codec, Compressor, "a codec such as Int8()")
@@ -406,8 +411,13 @@ class KeyframeMemory:
 
     @cached_property
     def newest(self) -> int:
-        """How many of the newest frames are attended to whatever else is held, and how long a frame is recent."""
+        """How many of the newest frames are attended to whatever else is held."""
         return self.recent.n if self.recent.when is None else min(self.recent.n, 1)
+
+    @cached_property
+    def lag(self) -> int:
+        """For how many frames one that a shelf took stays among the recent ones."""
+        return self.newest if self.keyframes.once is None else min(self.newest, 1)
 
     @cached_property
     def anchored(self) -> bool:
@@ -417,13 +427,13 @@ class KeyframeMemory:
     @cached_property
     def as_prompted(self) -> bool:
         """Whether keyframes are shown as if prompted, so that their memory is encoded as a prompted frame's."""
-        return self.keyframes.code == "prompt" and self.keyframes.n > 0
+        return self.keyframes.code == "prompt" and self.keyframes.once is None and self.keyframes.n > 0
 
     @cached_property
     def rules(self) -> tuple[KeyframeFilter, ...]:
         """The rules of all shelves, and that of the pointers."""
         pointers = self.pointers.when if isinstance(self.pointers, Ranked) else self.pointers
-        asked = [rule for shelf in self.asked for rule in (shelf.when, getattr(shelf, "before", None))]
+        asked = [getattr(shelf, name, None) for shelf in self.asked for name in ("when", "before", "once")]
         return tuple(rule for rule in (*asked, self.recent.when, pointers) if isinstance(rule, KeyframeFilter))
 
     @cached_property

@@ -17,12 +17,13 @@ from sam2_keyframe.rules.similarity import (
     CellCosine,
     DescriptorCosine,
     ImageCosine,
+    PrototypeCosine,
     attention_shares,
     foreground_queries,
 )
 from sam2_keyframe.types import FrameMemo, Held, Relation, TrackedFrame
 
-ALL: list[Any] = [CellCosine(), DescriptorCosine(), ImageCosine(), ImageCosine(3), AttentionShare()]
+ALL: list[Any] = [CellCosine(), DescriptorCosine(), PrototypeCosine(), ImageCosine(), ImageCosine(3), AttentionShare()]
 each = pytest.mark.parametrize("relation", ALL, ids=repr)
 
 

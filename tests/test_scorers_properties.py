@@ -43,7 +43,7 @@ CHANGES: list[Any] = [
     sk.Combine((sk.MaskIoU(), sk.SSIM()), weights=(1.0, 0.5)),
     sk.Combine((sk.MaskIoU(), sk.FrameDifference()), how="product", scale="z"),
 ]
-SCORERS: list[Any] = [*CHANGES, sk.PredictedIoU(), sk.ObjectScore(), sk.Stability(), sk.Distractor()]
+SCORERS: list[Any] = [*CHANGES, sk.PredictedIoU(), sk.ObjectScore(), sk.Stability(), sk.MaskQuality(), sk.Distractor()]
 each_change = pytest.mark.parametrize("scorer", CHANGES, ids=repr)
 each = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
 

@@ -50,6 +50,25 @@ def test_combine_of_standard_deviations_by_hand(how: Any, expected: float) -> No
     assert float(score) == pytest.approx(expected, rel=1e-4)
 
 
+def test_mask_quality_by_hand() -> None:
+    """sigmoid(ln 4) = 0.8, best candidate 0.9; of the mask's pixels half at 3/4, half at 1/2 and a bit."""
+
+    def logits(like: torch.Tensor) -> torch.Tensor:
+        mask = torch.full_like(like, -9.0)
+        mask[..., :4, :2], mask[..., :4, 2:4] = np.log(3), 1e-6
+        return mask
+
+    edit = {
+        "pred_masks": logits,
+        "candidate_ious": lambda like: torch.tensor([[0.2, 0.9, 0.4]]),
+        "object_score_logits": lambda like: torch.full_like(like, np.log(4)),
+    }
+    score = sk.MaskQuality().score(frame(**edit), History())
+    assert float(score) == pytest.approx(0.8 * 0.9 * 0.625, rel=1e-5)
+    edit["pred_masks"] = lambda like: torch.full_like(like, -1024.0)
+    assert float(sk.MaskQuality().score(frame(**edit), History())) == 0
+
+
 DISTANCES = {
     "cosine": lambda a, b: 1 - float(cosine_similarity(torch.tensor(a), torch.tensor(b), dim=0)),
     "l2": lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(a), np.linalg.norm(b))),

@@ -10,22 +10,27 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 import sam2_keyframe as sk
+from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.decisions import Selection
+from sam2_keyframe.bank.reading import assign_codes
 from sam2_keyframe.types import Moment
 
 Numbers = Callable[[int], Mapping[str, float]]
 
 
 def _trace(
-    method: str,
+    method: str | sk.KeyframeMemory,
     numbers: Numbers,
     last: int,
     similarity: Callable[[int, int], float] | None = None,
     reverse: bool = False,
 ) -> tuple[dict[int, set[int]], dict[int, list[int]]]:
     """Return the frames attended to and those whose pointers are read, nearest slot first, at frames 1 .. `last`.
+
+    `similarity(t, f)` is that of frame t to an earlier one, the prompt among them.
 
     In reverse, frame f of the trace is frame 100 - f of the video: rules look at tracking order alone.
     """
@@ -44,7 +49,7 @@ def _trace(
         pointers[t] = [at(found[place]) for place in map(moment.near, range(1, 16)) if place in found]
         pending = selection.send(None, moment, [at(0)], [])
         scores = numbers(t)
-        compared = [] if similarity is None else [at(f) for f in selection.held() if f != at(t)]
+        compared = [] if similarity is None else [0, *(at(f) for f in selection.held() if f != at(t))]
         similar = {} if similarity is None else {at(f): similarity(t, f) for f in compared}
         pending.record = replace(pending.record, scores=scores, similarity=similar)
         selection.decide(pending)
@@ -166,6 +171,105 @@ def test_dam4sam(method: str) -> None:
     attended, pointers = _trace(method, numbers, 32)
     assert attended == {t: {*recent[t], *anchors[t]} for t in recent}
     assert pointers[14] == [13, 8, 7, 6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rcms(reverse: bool) -> None:
+    """Poor on 3 and 5, hidden on 9 to 12 and on 18: the four good ones before 9 are read besides from 10 on."""
+
+    def numbers(frame: int) -> Mapping[str, float]:
+        hidden = 9 <= frame <= 12 or frame == 18
+        quality = 0.0 if hidden else 0.6 if frame in (3, 5) else 0.7
+        return {"object_score": -3.0 if hidden else 3.0, "predicted_iou": 0.9, "area": 0.1, "mask_quality": quality}
+
+    recent = {
+        **{t: [*range(max(t - 6, 1), t)] for t in range(1, 10)},  # as in SAM 2
+        10: [5, 9],  # 4, 6, 7 and 8 lie in its slots too, which stay empty
+        11: [5, 9, 10], 12: [9, 10, 11], 13: [9, 10, 11, 12], 14: [9, 10, 11, 12, 13],
+        **{t: [*range(t - 6, t)] for t in range(15, 23)},  # nothing is promoted a second time
+    }  # fmt: skip
+    promoted = {t: [4, 6, 7, 8] if t >= 10 else [] for t in recent}
+    attended, pointers = _trace("rcms", numbers, 22, reverse=reverse)
+    assert attended == {t: {*recent[t], *promoted[t]} for t in recent}
+    assert pointers[20] == [*range(19, 4, -1)]  # and those of the promoted, see the test with SAM 2 below
+    spaced = _trace(sk.make_method("rcms", gap=3), numbers, 10, reverse=reverse)[0]
+    assert spaced[10] == {1, 4, 7, *range(5, 10)}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rcms_in_sam2(reverse: bool, predictor: Any, clip: Any, clip_folder: Any) -> None:
+    """Codes and pointers with which SAM 2 reads them, on a video in which the object is held hidden on frame 12."""
+    seen = {}
+
+    def planned(selection: Any, moment: Moment) -> None:
+        newest, held, _ = selection.choose(moment, 1)
+        seen[moment.frame_idx] = assign_codes("slot", "prompt", newest, held, moment)
+
+    method = sk.make_method("rcms", quality=0.0)
+    with sk.wrap(predictor, method):
+        state = predictor.init_state(str(clip_folder))
+        predictor.add_new_mask(state, 23 if reverse else 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        for t, _, _ in predictor.propagate_in_video(state, start_frame_idx=23 if reverse else 0, reverse=reverse):
+            bias = predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
+            with torch.no_grad():
+                bias.add_(-1000.0 if t == (12 if reverse else 11) else 1000.0 if t == (11 if reverse else 12) else 0.0)
+            bank = state["output_dict_per_obj"][0][KEY]
+            bank.settle()
+            moment = Moment(t - 1 if reverse else t + 1, reverse, 6, 15)
+            bank.selection.age(moment)
+            planned(bank.selection, moment)
+    at = (lambda f: 23 - f) if reverse else (lambda f: f)
+    assert [row.scores["object_score"] > 0 for row in sk.memory_stats(state)[1].rows] == [t != 12 for t in range(1, 24)]
+    assert seen[at(12)] == {at(11 - code): code for code in range(6)}
+    assert seen[at(13)] == {at(12): 0, at(7): 5, **dict.fromkeys(map(at, range(8, 12)), 6)}
+    assert seen[at(23)] == {**{at(22 - code): code for code in range(6)}, **dict.fromkeys(map(at, range(8, 12)), 6)}
+    held = [
+        t for t, e in state["output_dict_per_obj"][0]["non_cond_frame_outputs"].items() if e["maskmem_features"].numel()
+    ]
+    assert len(held) == 6 + 4
+    row = sk.memory_stats(state)[1].rows[-1]
+    assert row.attended == tuple(sorted([at(0), *map(at, (*range(8, 12), *range(17, 23)))]))
+    pointers = 1 + 4 + 11  # of the prompt, of those promoted, of the others of the last 15; two tokens each
+    assert row.memory.tokens == 11 * 64 + 2 * pointers
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_samite(reverse: bool) -> None:
+    """Even frames are like the prompt (0.9), odd ones less (0.5); likeness among frames falls by 0.1 a frame.
+
+    So 0.3 x one + 0.7 x the other puts every even frame before every odd one, and of each kind the nearest first.
+    """
+
+    def similarity(newest: int, older: int) -> float:
+        return (0.5 if newest % 2 else 0.9) if older == 0 else max(0.0, 1 - 0.1 * (newest - older))
+
+    expected = {
+        1: [], 2: [1], 3: [1, 2], 4: [1, 2, 3], 5: [1, 2, 3, 4],
+        6: [1, 2, 3, 4, 5],  # 5 failed, but it is the newest
+        7: [1, 2, 3, 4, 6], 8: [1, 2, 3, 4, 7], 9: [1, 2, 3, 4, 7, 8],
+        10: [2, 3, 4, 7, 8, 9],  # 9 is hidden: 8 is read in any case, then 4, 2, 7 and 3
+        11: [2, 3, 4, 7, 8, 10], 12: [2, 3, 4, 7, 8, 11], 13: [2, 3, 4, 7, 8, 12],
+        14: [2, 3, 4, 7, 8, 13],  # 13 is as like 3 as 1: the nearer
+        15: [2, 4, 7, 8, 13, 14], 16: [2, 4, 7, 8, 13, 15],  # rejected as 5 was; 13 is read in any case
+        17: [2, 4, 7, 8, 13, 16], 18: [2, 4, 8, 13, 16, 17], 19: [2, 4, 8, 16, 17, 18], 20: [2, 4, 8, 16, 18, 19],
+        21: [2, 4, 8, 16, 18, 20], 22: [4, 8, 16, 18, 20, 21],
+    }  # fmt: skip
+    attended, pointers = _trace(sk.make_method("samite", kalman=False), _common, 22, similarity, reverse)
+    assert attended == {t: set(frames) for t, frames in expected.items()}
+    assert pointers[20] == [*range(19, 4, -1)]
+
+
+def test_samite_chooses_among_thirty() -> None:
+    """The older a frame, the more like the prompt: so the oldest of 30 are read, the newest among those."""
+
+    def numbers(frame: int) -> Mapping[str, float]:
+        return {"object_score": 3.0, "predicted_iou": 0.9, "area": 0.1}
+
+    attended, _ = _trace(
+        sk.make_method("samite", kalman=False), numbers, 40, lambda t, f: 1 - t / 100 if f == 0 else 0.5
+    )
+    assert attended[30] == {1, 2, 3, 4, 5, 29}
+    assert attended[40] == {10, 11, 12, 13, 14, 39}
 
 
 def test_moments_in_reverse_mirror_the_order() -> None:

@@ -74,6 +74,7 @@ QUALITY: dict[str, Any] = {
     "PredictedIoU": sk.PredictedIoU(),
     "ObjectScore": sk.ObjectScore(),
     "Stability": sk.Stability(),
+    "MaskQuality": sk.MaskQuality(),
     "Distractor": sk.Distractor(),
 }
 

@@ -131,6 +131,7 @@ class Selection:
         compares_all: Whether something compares with every frame held.
         last: Where tracking stood last.
         last_key: The newest keyframe.
+        closed: The frame that closed the buffer, where the method closes it.
     """
 
     def __init__(self, method: KeyframeMemory, usable: Callable[[int], bool] = lambda frame_idx: True) -> None:
@@ -149,6 +150,7 @@ class Selection:
         self.references: dict[int, Reference] = {}
         self.last: Moment | None = None
         self.last_key: int | None = None
+        self.closed: int | None = None
         self.compares_all = method.relation is not None or method.keyframes.read.on_device
         self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in method.scorers)
 
@@ -239,10 +241,13 @@ class Selection:
     def _restart(self, moment: Moment) -> None:
         """Start a pass: of the past, what lies behind `moment` in the same direction still counts."""
         before, self.history = self.history, History(records=deque(maxlen=RECORDS))
+        turned = self.last is not None and self.last.reverse != moment.reverse
+        if turned or (self.closed is not None and not moment.past(self.closed)):
+            self.closed = None
         self.last_key = min(filter(moment.past, self.keyframes()), key=moment.distance, default=None)
         if self.last_key is not None:
             self.history.keyframe = self.references.get(self.last_key)
-        if self.last is not None and self.last.reverse != moment.reverse:
+        if turned:
             self.buffer.refresh()
         else:
             self.history.records.extend(r for r in before.records if moment.past(r.frame_idx))  # type: ignore[attr-defined]
@@ -317,6 +322,9 @@ class Selection:
         asked = method.asked if pending.prompted else ()
         taken = next((shelf for shelf in asked if self._takes(shelf, record)), None)
         decision.kept = isinstance(taken, Keyframes)
+        once = method.keyframes.once
+        if once is not None and self.closed is None and pending.prompted and ask(once, record, past):
+            self.closed = frame_idx
         if method.keyframes.before is not None:
             decision.before = pending.prompted and ask(method.keyframes.before, record, past)
         ranked = isinstance(pointers, Ranked) and pending.prompted and ask(pointers.when, record, past)
@@ -344,7 +352,7 @@ class Selection:
         return record, decision.kept
 
     def _takes(self, shelf: Keyframes | Others, record: FrameRecord) -> bool:
-        there = isinstance(shelf, Keyframes) or self.others.capacity > 0
+        there = self.closed is None if isinstance(shelf, Keyframes) else self.others.capacity > 0
         return there and ask(shelf.when, record, self.history.records)
 
     def _keep_before(self, frame_idx: int, reference: Reference | None) -> None:
@@ -414,7 +422,7 @@ class Selection:
         """
         entered, gone = [], []
         for record, buffer in list(self.ageing.values()):
-            if moment.distance(record.frame_idx) > self.method.newest:
+            if moment.distance(record.frame_idx) > self.method.lag:
                 del self.ageing[record.frame_idx]
                 left = buffer.push(record, moment.frame_idx)
                 entered.append((record.frame_idx, buffer is self.buffer))
@@ -443,6 +451,8 @@ class Selection:
         """
         method, select = self.method, self.method.keyframes.read
         keyframes, others = ([r for r in buffer if self._there(r.frame_idx, moment)] for buffer in self._buffers)
+        if method.keyframes.once is not None and self.closed is None:
+            keyframes = []
         corrected = self._corrected(moment)
         room = self._room(moment, len(keyframes) + len(others) + len(corrected))
         if select.on_device:

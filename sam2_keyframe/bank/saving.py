@@ -85,6 +85,7 @@ class SavedBank:
     references: dict[int, Reference]
     last: Moment | None
     last_key: int | None
+    closed: int | None
     keyframe: Reference | None
     previous: Reference | None
     records: list[FrameRecord]
@@ -126,6 +127,7 @@ def snapshot(bank: MemoryBank, cond: Mapping[int, Entry]) -> SavedBank:
         references=selection.references,
         last=selection.last,
         last_key=selection.last_key,
+        closed=selection.closed,
         keyframe=selection.history.keyframe,
         previous=selection.history.previous,
         records=list(selection.history.records),
@@ -172,7 +174,7 @@ def rebuild(saved: SavedBank, method: KeyframeMemory, tracked: Saved, geometry: 
         record.frame_idx: (record, selection.buffer if keyframe else selection.others)
         for record, keyframe in saved.ageing
     }
-    for name in ("corrected", "decided", "window", "trusted", "prompts", "references", "last", "last_key"):
+    for name in ("corrected", "decided", "window", "trusted", "prompts", "references", "last", "last_key", "closed"):
         setattr(selection, name, getattr(saved, name))
     history = selection.history
     history.keyframe, history.previous, history.keyframes = saved.keyframe, saved.previous, saved.known

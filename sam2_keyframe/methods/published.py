@@ -12,8 +12,8 @@ from sam2_keyframe.rules.adaptive import SceneBoundary, StableArea
 from sam2_keyframe.rules.eviction import LeastUsed, MostSimilar, RelevanceFreshness
 from sam2_keyframe.rules.filters import EffectiveScore, EveryNth, Frames, MinGap, Visible
 from sam2_keyframe.rules.motion import Kalman
-from sam2_keyframe.rules.retrieval import DropRedundant, Reconstruct
-from sam2_keyframe.scorers import Area, Distractor, Histogram, KalmanOverlap, PredictedIoU
+from sam2_keyframe.rules.retrieval import DropRedundant, MostAlike, Reconstruct
+from sam2_keyframe.scorers import Area, Distractor, Histogram, KalmanOverlap, MaskQuality, PredictedIoU
 
 SHOWN = Area() > 0
 """The chosen mask is not empty."""
@@ -141,6 +141,47 @@ def surgical(drop: int = 2) -> KeyframeMemory:
     return KeyframeMemory(Recent(1), Keyframes(5, read=read), fill=False, codes="slot")
 
 
+def rcms(n: int = 4, quality: float = 0.6, gap: int = 1) -> KeyframeMemory:
+    """SAM 2's last six; and, from the first disappearance on, the last four trustworthy frames before it, as prompts.
+
+    A frame is trustworthy where `MaskQuality` exceeds 0.6: sureness that the object is there x the best predicted IoU x
+    the mean probability inside the mask. When the object is first held hidden, the newest such frames are read with
+    the code and the pointers of prompted frames, and not in their slots, for as long as the object is tracked.
+
+    Args:
+        n: How many frames are promoted: 4 in the source's description, 3 by default in its class.
+        quality: Bound on `MaskQuality`.
+        gap: Least distance between them. At 1, as published, they are neighbours, nearly equal; another is ours.
+
+    Source: Ding et al. 2508.05630; henghuiding/MOSE-api, MOSEv2/sam2_rcms (Apache-2.0). There: frames are looked for
+    forward alone, back to the start of the video, so that all are kept. A pass in the other direction begins anew here.
+    """
+    good = (MaskQuality() > quality) & MinGap(gap, prompts=False)
+    return KeyframeMemory(Recent(6), Keyframes(n, good, code="prompt", once=~Visible()), fill=False, codes="slot")
+
+
+def samite(kalman: bool = True, weight: float = 0.25, alike: float = 0.3) -> KeyframeMemory:
+    """The newest frame and, of the last 30 that `samurai` accepts, the five most like it and the first prompt.
+
+    Likeness is the cosine of the image embedding averaged inside the mask, 0.3 x with the newest accepted frame + 0.7 x
+    with the first prompt. The newest accepted frame is read in any case. Prompts and all others are at most
+    `num_maskmem`. Pointers as in SAM 2.
+
+    Args:
+        kalman: Also choose among the decoder's masks by motion, and reject frames as `samurai` does.
+        weight: How much the motion counts in that choice.
+        alike: Share of the newest accepted frame in the likeness.
+
+    Source: the selection of 2507.21732, read in a copy bundled with HamadYA/SENTRY (no licence; no code was taken). The
+    authors' own code was not read, and their position prompts, to which their figures belong as well, are not in it.
+    There: the newest frame is not read where it was rejected, and reverse and later prompts raise KeyError.
+    """
+    method = samurai(kalman, weight)
+    good = method.keyframes.when
+    held = Keyframes(29, good, read=MostAlike(alike, good))
+    return KeyframeMemory(Recent(1), held, fill=False, choice=method.choice)
+
+
 # -- adapted from other systems: training-free analogues, not the originals --------------------------------------------
 
 
@@ -220,7 +261,7 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
     return KeyframeMemory(Recent(1), Keyframes(len(frames), Frames(tuple(frames)), code="anchor"), fill=False)
 
 
-PUBLISHED = (stride, samurai, sam2long, dam4sam, dam4sam_ram, d4sm, sam3, surgical)
+PUBLISHED = (stride, samurai, sam2long, dam4sam, dam4sam_ram, d4sm, sam3, surgical, rcms, samite)
 ADAPTED = (rmem_style, xmem_style, stremn_style, rmscl_style)
 OURS = (scene_hsv, genetic)
 NON_CAUSAL = frozenset({"genetic"})

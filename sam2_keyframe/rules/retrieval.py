@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sam2_keyframe._checks import check_relation, check_whole
+from sam2_keyframe.conditions import ask, check_rule
 from sam2_keyframe.rules.eviction import similarities
-from sam2_keyframe.rules.similarity import CellCosine, ImageCosine
+from sam2_keyframe.rules.filters import Always
+from sam2_keyframe.rules.similarity import CellCosine, ImageCosine, PrototypeCosine
 from sam2_keyframe.scorers._common import without_autocast
 from sam2_keyframe.scorers.features import describe
-from sam2_keyframe.types import FrameRecord, Moment, Reference, Relation, TrackedFrame
+from sam2_keyframe.types import FrameRecord, KeyframeFilter, Moment, Reference, Relation, TrackedFrame
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -109,6 +111,52 @@ class DropRedundant(Choice):
         alike = [_known(newest.similarity.get(record.frame_idx, math.nan)) for record in near]
         stay = sorted(sorted(places, key=alike.__getitem__)[: max(len(near) - self.drop, 0)])
         return [near[i] for i in stay]
+
+
+@dataclass(frozen=True)
+class MostAlike(Choice):
+    """Those most like the newest trustworthy frame and the object's first prompt together.
+
+    The newest trustworthy frame is always read; the others go by weight x their likeness to it + (1 - weight) x their
+    likeness to the first prompt. Prompts and all others together are at most `num_maskmem`. A keyframe that was never
+    compared comes last; of equals, the nearest first.
+
+    Attributes:
+        weight: Share of the newest trustworthy frame, in [0, 1].
+        when: Which newest frame is trustworthy; where it is not, the nearest keyframe takes its part.
+        relation: What measures how alike two frames are.
+
+    Source: SAMITE (arXiv 2507.21732).
+    """
+
+    weight: float = 0.3
+    when: KeyframeFilter = Always()  # noqa: RUF009 - frozen
+    relation: Relation = PrototypeCosine()  # noqa: RUF009 - relations are frozen
+
+    def __post_init__(self) -> None:
+        """Check the choices."""
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"MostAlike(weight={self.weight!r}): choose a number from 0 to 1")
+        check_rule(self.when, "MostAlike")
+        check_relation(self, self.relation)
+
+    def choose(
+        self, held: Sequence[FrameRecord], newest: FrameRecord | None, count: int, moment: Moment, prompts: int
+    ) -> Sequence[FrameRecord]:
+        """Return at most `count`: the nearest where the newest frame is not trustworthy, then the most alike."""
+        near = Nearest().choose(held, newest, len(held), moment, prompts)
+        count = min(count, max(moment.slots - prompts, 1))  # with the newest frame and the prompts, num_maskmem
+        if not near or newest is None:
+            return near[:count]
+        trusted = newest not in near and ask(self.when, newest, ())
+        kept, latest, rest = ([], newest, near) if trusted else (near[:1], near[0], near[1:])
+        first = latest.frame_idx + (latest.offset if moment.reverse else -latest.offset)
+
+        def alike(record: FrameRecord) -> float:
+            now, then = latest.similarity.get(record.frame_idx), record.similarity.get(first)
+            return self.weight * _cosine(now) + (1 - self.weight) * _cosine(then)
+
+        return [*kept, *sorted(rest, key=alike, reverse=True)][:count]
 
 
 @dataclass(frozen=True)
@@ -234,7 +282,11 @@ def _known(similarity: float) -> float:
     return -math.inf if math.isnan(similarity) else similarity
 
 
-_ALL: tuple[type, ...] = (Nearest, DropRedundant, Reconstruct, Relevant)
+def _cosine(similarity: float | None) -> float:
+    return -1.0 if similarity is None or math.isnan(similarity) else similarity
+
+
+_ALL: tuple[type, ...] = (Nearest, DropRedundant, MostAlike, Reconstruct, Relevant)
 
 SELECTION: dict[str, type] = {cls.__name__: cls for cls in _ALL}
 """Retrieval rules by name."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from sam2_keyframe.scorers._common import check_range, in_float32
-from sam2_keyframe.scorers.features import pooled
+from sam2_keyframe.scorers.features import describe, pooled
 from sam2_keyframe.types import Held, TrackedFrame
 
 
@@ -65,6 +65,27 @@ class DescriptorCosine:
         """Return the (len(held),) cosines."""
         self.describe(frame)
         return _cosines(frame.kept["object/descriptor"], held, "object/descriptor")
+
+
+@dataclass(frozen=True)
+class PrototypeCosine:
+    """Cosine of the image embedding averaged inside the mask, wherever in the frame that is; in [-1, 1].
+
+    0 where a mask is empty. NaN on a frame without an image embedding, and with a memory without descriptors (adopted
+    in mid-video).
+
+    Source: the prototype of SAMITE (arXiv 2507.21732).
+    """
+
+    def describe(self, frame: TrackedFrame) -> None:
+        """Keep the (C,) float32 average under `object/image`."""
+        describe(frame, "image")
+
+    @in_float32
+    def relate(self, frame: TrackedFrame, held: Sequence[Held]) -> Tensor:
+        """Return the (len(held),) cosines."""
+        prototype = describe(frame, "image")
+        return _unknown(frame, held) if prototype is None else _cosines(prototype, held, "object/image")
 
 
 @dataclass(frozen=True)
@@ -167,5 +188,6 @@ RELATIONS: dict[str, type] = {
     "cell_cosine": CellCosine,
     "descriptor_cosine": DescriptorCosine,
     "image_cosine": ImageCosine,
+    "prototype_cosine": PrototypeCosine,
 }
 """Every relation by name."""

@@ -12,7 +12,7 @@ from sam2_keyframe.scorers.features import FeatureShift
 from sam2_keyframe.scorers.flow import OpticalFlow
 from sam2_keyframe.scorers.masks import MaskIoU, MaskShape
 from sam2_keyframe.scorers.pixels import SSIM, FrameDifference, Histogram
-from sam2_keyframe.scorers.quality import Area, KalmanOverlap, ObjectScore, PredictedIoU, Stability
+from sam2_keyframe.scorers.quality import Area, KalmanOverlap, MaskQuality, ObjectScore, PredictedIoU, Stability
 
 SCORERS: dict[str, type] = {
     "combine": Combine,
@@ -22,6 +22,7 @@ SCORERS: dict[str, type] = {
     "frame_difference": FrameDifference,
     "histogram": Histogram,
     "mask_iou": MaskIoU,
+    "mask_quality": MaskQuality,
     "mask_shape": MaskShape,
     "novelty": Novelty,
     "object_score": ObjectScore,
@@ -50,6 +51,7 @@ __all__ = [
     "Histogram",
     "KalmanOverlap",
     "MaskIoU",
+    "MaskQuality",
     "MaskShape",
     "Novelty",
     "ObjectScore",

@@ -81,6 +81,31 @@ class Stability(Comparable):
 
 
 @dataclass(frozen=True, repr=False)
+class MaskQuality(Comparable):
+    """Sureness that the object is there x the best predicted IoU x sureness of the mask's own pixels, in [0, 1].
+
+    The sigmoid of the object score, the highest of the candidates' predicted IoUs, and the mean over the mask of the
+    sigmoid of its logits. 0 for an empty mask; at most 1/2 where SAM 2 holds the object hidden.
+
+    Attributes:
+        name: Name of the score in records, filters and tables.
+
+    Source: the frame quality of MOSEv2's baseline (H. Ding et al., arXiv 2508.05630).
+    """
+
+    quality: ClassVar[bool] = True
+    name: str = "mask_quality"
+
+    @in_float32
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return the 0-dim product."""
+        logits = frame.pred_masks.float()
+        inside = logits > 0
+        sureness = (logits.sigmoid() * inside).sum() / inside.sum().clamp(min=1)
+        return frame.object_score_logits[0, 0].float().sigmoid() * frame.candidate_ious.float().amax() * sureness
+
+
+@dataclass(frozen=True, repr=False)
 class Area(Comparable):
     """Share of the frame that the mask covers, in [0, 1]; 0: the mask is empty.
 
