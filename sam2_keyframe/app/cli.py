@@ -119,6 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--export", action="append", default=[], metavar="KIND", help=f"masks for other tools, too: {', '.join(FILES)}"
     )
+    run.add_argument(
+        "--suggest-prompts", type=int, nargs="?", const=3, default=0, metavar="COUNT",
+        help="name the frames on which a click would help most (3); the video is tracked twice more to find them",
+    )  # fmt: skip
     run.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     run.add_argument("--no-pictures", action="store_true", help="write no index.html, timeline.png and memory.png")
     run.add_argument("--device", default=None, help=f"cpu, cuda, cuda:1, ... (default here: {default_device()})")
@@ -153,6 +157,8 @@ def _track(options: argparse.Namespace) -> int:
         name, (asked, rest) = options.method, two_passes.divide(parse_set(options.set))
     else:
         name, method = chosen_method(options.method, options.memory, options.set)
+    if options.suggest_prompts < 0:
+        raise ValueError(f"--suggest-prompts {options.suggest_prompts}: give at least 1, or leave it out")
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
     with (
@@ -185,6 +191,7 @@ def _track(options: argparse.Namespace) -> int:
             mask_names=frame_names(options.source, len(source)),
             overlay=not options.no_overlay, draw=not options.no_pictures,
             exports=exports, file_names=file_names(options.source, len(source)),
+            suggestions=options.suggest_prompts,
             about={
                 "source": options.source.name,
                 "model": options.model,
@@ -220,6 +227,10 @@ def _summary(out: Path, report: Any, method: str, total: int) -> None:
                 f"  object {obj_id}: {keyframes}; holds {now.frames} {'memory' if now.frames == 1 else 'memories'}, "
                 f"{now.nbytes / MIB:.2f} MiB (SAM 2 alone: {alone.frames}, {alone.nbytes / MIB:.2f} MiB)"
             )
+    if report.suggestions:
+        say("a click would help most on")
+    for each in report.suggestions:
+        say(f"  frame {each.frame}, object {each.object}: {each.reason}")
     for name in sorted(path.name for path in out.iterdir()):
         say(f"  {out / name}")
 

@@ -7,6 +7,7 @@ masks are outlines at the size of the video, which a browser draws, so that they
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from sam2_keyframe.app.draw import Pixels, colour_of, need
 from sam2_keyframe.app.output import Video
+from sam2_keyframe.app.suggest import Suggestion
 from sam2_keyframe.bank.statistics import MIB, FrameStats
 from sam2_keyframe.conditions import Threshold, parts_of
 from sam2_keyframe.memory import KeyframeMemory
@@ -68,7 +70,7 @@ class Page:
         self._times: list[float | None] = []
         self._rows: list[dict[int, FrameStats | None]] = []
         self._masks: list[dict[int, list[NDArray[np.int32]]]] = []
-        self._more: list[dict[int, Mapping[str, float]]] = []
+        self._more: dict[int, dict[str, Mapping[int, float]]] = {}
         self._size = (0, 0)
         self._seen = 0
 
@@ -79,7 +81,6 @@ class Page:
         frame: Pixels,
         labels: NDArray[Any],
         rows: Mapping[int, FrameStats | None],
-        more: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
         """Take in a frame, its object ids by pixel, and each object's row; None where it was prompted.
 
@@ -89,7 +90,6 @@ class Page:
             frame: (H, W, 3) uint8 RGB.
             labels: (H, W) object ids.
             rows: By object.
-            more: More scores, by object and name.
         """
         self._seen += 1
         if (self._seen - 1) % self._every or len(self._frames) >= self._room:
@@ -105,7 +105,6 @@ class Page:
         self._frames.append(t)
         self._times.append(time)
         self._rows.append(dict(rows))
-        self._more.append(dict(more or {}))
         find = (self._cv2.RETR_CCOMP, self._cv2.CHAIN_APPROX_SIMPLE)
         self._masks.append(
             {
@@ -114,6 +113,10 @@ class Page:
                 if obj_id
             }
         )
+
+    def tell(self, obj_id: int, name: str, values: Mapping[int, float]) -> None:
+        """Add a score of an object by its name and the frames' numbers; before `write`."""
+        self._more.setdefault(obj_id, {})[name] = values
 
     def close(self) -> None:
         """Let go of the video; where no page was written, nothing is left."""
@@ -130,7 +133,7 @@ class Page:
         stamp: str = "",
         about: Mapping[str, str] | None = None,
         slots: int = 6,
-        suggestions: Sequence[Mapping[str, Any]] = (),
+        suggestions: Sequence[Suggestion] = (),
     ) -> None:
         """Write the page.
 
@@ -141,7 +144,7 @@ class Page:
             stamp: A warning.
             about: More to tell, by name.
             slots: Memories that SAM 2 reads besides prompted frames.
-            suggestions: Frames to click on: "frame", "object" and "reason" each.
+            suggestions: Frames to click on.
 
         Raises:
             OSError: It cannot be written; nothing is left of it.
@@ -171,7 +174,7 @@ class Page:
             "slots": slots,
             "significance": significance,
             "bounds": [bound for bound in bounds if bound["score"] == significance] or bounds,
-            "suggestions": list(suggestions),
+            "suggestions": [dataclasses.asdict(each) for each in suggestions],
             "about": list(told.items()),
             "objects": self._objects(),
         }
@@ -183,8 +186,10 @@ class Page:
         for place, obj_id in enumerate(dict.fromkeys(obj_id for rows in self._rows for obj_id in rows)):
             rows = [each.get(obj_id) for each in self._rows]
             given = [obj_id in each and each[obj_id] is None for each in self._rows]
-            more = [dict(each.get(obj_id, {})) for each in self._more]
-            scores = [_scores(row, extra) for row, extra in zip(rows, more, strict=True)]
+            scores = [{} if row is None else told(row.scores) for row in rows]
+            for name, values in self._more.get(obj_id, {}).items():
+                for t, each in zip(self._frames, scores, strict=True):
+                    each[name] = values.get(t, math.nan)
             names = list(dict.fromkeys(name for each in scores for name in each))
             red, green, blue = colour_of(obj_id, place)
             found[str(obj_id)] = {
@@ -203,10 +208,6 @@ class Page:
                 "stock_tokens": [None if row is None else row.stock.tokens for row in rows],
             }
         return found
-
-
-def _scores(row: FrameStats | None, more: Mapping[str, float]) -> dict[str, float]:
-    return {**({} if row is None else told(row.scores)), **more}
 
 
 def _short(value: float) -> float | None:

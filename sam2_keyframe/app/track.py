@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,10 @@ from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
 from sam2_keyframe.app.page import FILM, PAGE, Page
 from sam2_keyframe.app.signals import Stopped, reason, requests
+from sam2_keyframe.app.suggest import SUGGESTIONS, Backwards, Evidence, Suggestion, check, suggest
+from sam2_keyframe.app.suggest import write as write_suggestions
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
-from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.methods import KeyframeMemory, make_method
 from sam2_keyframe.patches import driver_of
 from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.replay import record
@@ -37,7 +40,7 @@ from sam2_keyframe.video.source import FrameSource, init_state
 OUTPUTS = ("masks", "overlay.mp4", TABLE, "timeline.png", "memory.png", RECORDING, PAGE)
 """What a run writes, unless told otherwise."""
 
-WRITTEN = (*OUTPUTS, *FILES.values(), FILM)
+WRITTEN = (*OUTPUTS, *FILES.values(), SUGGESTIONS, FILM)
 """What a run may write."""
 
 FPS = 24.0
@@ -71,6 +74,7 @@ class Report:
         stopped: Why it ended early; "" when it did not.
         signal: Number of the signal that ended it; 0 when none did.
         lost: Frames that could not be read, and were held or skipped.
+        suggestions: Frames on which a click would help most, where they were asked for.
     """
 
     frames: int = 0
@@ -79,6 +83,7 @@ class Report:
     stopped: str = ""
     signal: int = 0
     lost: list[int] = field(default_factory=list)
+    suggestions: list[Suggestion] = field(default_factory=list)
 
 
 def track(
@@ -98,6 +103,7 @@ def track(
     exports: Sequence[str] = (),
     file_names: Sequence[str] | None = None,
     about: Mapping[str, str] | None = None,
+    suggestions: int = 0,
 ) -> Report:
     """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
 
@@ -121,6 +127,8 @@ def track(
         exports: More forms of the masks, of `exports.FILES`.
         file_names: What the frames are called in them; None: as the masks, with `.jpg`.
         about: What `index.html` tells of the run, by name; its title under "source".
+        suggestions: How many frames to name on which a click would help most. To find them the video is tracked twice
+            more, under another memory and backwards.
 
     Raises:
         ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
@@ -140,6 +148,8 @@ def track(
     labels: NDArray[Any] = np.zeros(0, np.uint8)
     state = new_state(predictor, source)
     about = dict(about or {})
+    seen: dict[int, dict[int, tuple[float, bool]]] = {}
+    evidence: dict[int, Evidence] = {}
     objects = len({prompt.obj_id for prompt in prompts})
     page = Page(folder, len(source) - first, objects, fps) if draw else None
     try:
@@ -162,6 +172,9 @@ def track(
                 write_mask(folder / "masks" / f"{mask_names[t]}.png", labels)
                 for obj_id, row in rows.items():
                     table.add(t, obj_id, row, source.time(t))
+                    if suggestions:
+                        iou = math.nan if row is None else row.scores["predicted_iou"]
+                        seen.setdefault(obj_id, {})[t] = iou, bool((labels == obj_id).any())
                 if page is not None:
                     page.add(t, source.time(t), frame, labels, rows)
                 if video is not None:
@@ -178,8 +191,16 @@ def track(
                 saved = functools.partial(saved_masks, folder / "masks", mask_names)
                 called = [f"{each}.jpg" for each in mask_names] if file_names is None else file_names
                 export(saved, called, folder, exports, fps)
+            if suggestions and not report.signal:
+                evidence, numbers = _evidence(predictor, source, method, prompts, folder, mask_names, seen)
+                report.suggestions = suggest(evidence, numbers, suggestions)
+                write_suggestions(folder / SUGGESTIONS, report.suggestions)
             if page is not None:
-                page.write(about.get("source", "") or "sam2_keyframe", name, method, stamp=stamp, about=about)
+                for obj_id, each in evidence.items():
+                    for other, made in each.checks.items():
+                        page.tell(obj_id, f"IoU with {other}", dict(zip(numbers, made.iou.tolist(), strict=True)))
+                title = about.get("source", "") or "sam2_keyframe"
+                page.write(title, name, method, stamp=stamp, about=about, suggestions=report.suggestions)
             if draw and any(each.rows for each in report.stats.values()):
                 _draw(source, report.stats, method, prompts, folder, name, mask_names)
         except Stopped as error:  # the rest is whole
@@ -311,6 +332,60 @@ def _row(stats: MemoryStats | None, frame_idx: int) -> FrameStats | None:
     """Return an object's row of a frame; None on a prompted frame, which SAM 2 does not track."""
     last = stats.last if stats is not None else None
     return last if last is not None and last.frame_idx == frame_idx else None
+
+
+def _evidence(
+    predictor: Any,
+    source: FrameSource,
+    method: KeyframeMemory,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    mask_names: Sequence[str],
+    seen: Mapping[int, Mapping[int, tuple[float, bool]]],
+) -> tuple[dict[int, Evidence], list[int]]:
+    """Track the video under another memory and backwards; return what speaks for a click, by object, and the frames.
+
+    Args:
+        predictor: As in `track`, not wrapped.
+        source: As in `track`.
+        method: As in `track`.
+        prompts: As in `track`.
+        folder: Where the run's masks are.
+        mask_names: As in `track`.
+        seen: By object and frame, predicted IoU and whether the object shows.
+    """
+    numbers = sorted({t for frames in seen.values() for t in frames})
+    evidence = {}
+    for obj_id, frames in seen.items():
+        columns = np.array([frames.get(t, (math.nan, math.nan)) for t in numbers], float).T
+        evidence[obj_id] = Evidence(columns[0], columns[1])
+    module = need("PIL.Image")
+
+    def masks(t: int) -> NDArray[Any]:
+        return np.asarray(module.open(folder / "masks" / f"{mask_names[t]}.png"))
+
+    def passed(
+        frames: FrameSource, memory: KeyframeMemory, given: Sequence[Prompt], number: Callable[[int], int]
+    ) -> Iterator[tuple[int, NDArray[Any], list[int]]]:
+        with wrap(predictor, memory, keep_masks=False):
+            state = new_state(predictor, frames)
+            for t, _, obj_ids, logits in sweep(predictor, state, frames, given, "skip"):
+                yield number(t), pictures.label_map(obj_ids, logits), obj_ids
+
+    other = "keyframe" if method == make_method("stock") else "stock"
+    check(evidence, numbers, other, masks, passed(source, make_method(other), prompts, lambda t: t))
+    last = {
+        obj_id: max((t for t, (_, shown) in frames.items() if shown), default=-1) for obj_id, frames in seen.items()
+    }
+    end = max(last.values(), default=-1)
+    back = [
+        Prompt(end - t, obj_id, mask=masks(t) == obj_id)
+        for obj_id, t in sorted(last.items(), key=lambda item: -item[1])
+    ]
+    if back:
+        with FrameSource(Backwards(source.frame, end + 1), threads=1) as reverse:
+            check(evidence, numbers, "backward", masks, passed(reverse, method, back, lambda t: end - t))
+    return evidence, numbers
 
 
 def _caption(name: str, frame_idx: int, rows: Mapping[int, FrameStats | None], stats: Mapping[int, MemoryStats]) -> str:

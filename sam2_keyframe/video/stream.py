@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe.bank.statistics import MemoryStats
-from sam2_keyframe.methods import KeyframeMemory
+from sam2_keyframe.methods import KeyframeMemory, make_method
 from sam2_keyframe.patches import driver_of
 from sam2_keyframe.patches.driving import Output
 from sam2_keyframe.plugin import ATTRIBUTE, Handle, memory_stats, wrap
+from sam2_keyframe.video.confidence import Confidence, with_confidence
 from sam2_keyframe.video.decode import to_rgb
 from sam2_keyframe.video.prompts import Prompts, read_prompts
 from sam2_keyframe.video.source import normalise
@@ -37,6 +38,7 @@ class Stream:
         channels: Order of the channels in the arrays given to `step`: "rgb", or "bgr" as OpenCV has them.
         max_prompts: Prompted frames kept for each object: the first and the newest; at least 2.
         offload_state_to_cpu: Keep memories on the CPU, as in SAM 2.
+        confidence: Whether confidence is measured, for `confidence()`.
         **overrides: Choices of the method to replace, as in `wrap`.
 
     Raises:
@@ -53,6 +55,7 @@ class Stream:
         channels: Literal["rgb", "bgr"] = "rgb",
         max_prompts: int = 8,
         offload_state_to_cpu: bool = False,
+        confidence: bool = False,
         **overrides: Any,
     ):
         if channels not in ("rgb", "bgr"):
@@ -68,6 +71,7 @@ class Stream:
         self._state: dict[str, Any] | None = None
         self._corrected = False
         self._closed = False
+        self._measures = confidence and method is not None
         self._handle: Handle | None = None
         if method is not None:
             if ATTRIBUTE in vars(predictor):
@@ -76,7 +80,8 @@ class Stream:
                     "sam2_keyframe.unwrap(predictor), or give method=None to stream with the method it has"
                 )
             # a stream cannot go back to click on a past frame, so it keeps no masks of them
-            self._handle = wrap(predictor, method, **{"keep_masks": False, **overrides})
+            chosen = make_method(method, **{"keep_masks": False, **overrides})
+            self._handle = wrap(predictor, with_confidence(chosen) if confidence else chosen)
             self._end = weakref.finalize(self, self._handle.unwrap)
 
     def __enter__(self) -> Stream:
@@ -101,6 +106,21 @@ class Stream:
     def stats(self) -> dict[Any, MemoryStats]:
         """The memory statistics of each object: totals, and the last 1,000 frames."""
         return {} if self._state is None else memory_stats(self._state)
+
+    def confidence(self) -> dict[Any, Confidence]:
+        """Return how far the masks that `step` returned last are to be trusted, by object id.
+
+        The numbers cross to the host with the scores of the frame; asking for them waits for the device. Objects that
+        were prompted on the frame have none, because SAM 2 does not track them there.
+
+        Raises:
+            RuntimeError: The stream was made without `confidence=True`.
+        """
+        if not self._measures:
+            raise RuntimeError("confidence is not measured: make the stream with confidence=True and a method")
+        last = {obj_id: stats.last for obj_id, stats in self.stats.items()}
+        rows = {obj_id: row for obj_id, row in last.items() if row is not None and row.frame_idx == self.frame_idx}
+        return {obj_id: Confidence.of(row) for obj_id, row in rows.items()}
 
     @torch.inference_mode()
     def step(
