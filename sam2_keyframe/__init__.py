@@ -28,6 +28,7 @@ from sam2_keyframe.rules.filters import Always, EffectiveScore, EveryNth, Frames
 from sam2_keyframe.rules.genetic import choose_frames
 from sam2_keyframe.rules.motion import Kalman
 from sam2_keyframe.rules.retrieval import DropRedundant, MostAlike, Nearest, Reconstruct, Relevant
+from sam2_keyframe.rules.returns import Confirm
 from sam2_keyframe.rules.similarity import AttentionShare, CellCosine, DescriptorCosine, ImageCosine, PrototypeCosine
 from sam2_keyframe.scorers import (
     SSIM,
@@ -70,6 +71,7 @@ __all__ = [
     "Combinable",
     "Combine",
     "Comparable",
+    "Confirm",
     "DescriptorCosine",
     "Distractor",
     "Downsample",

@@ -14,6 +14,7 @@ from sam2_keyframe.rules.eviction import EVICTION
 from sam2_keyframe.rules.filters import RULES
 from sam2_keyframe.rules.motion import MOTION
 from sam2_keyframe.rules.retrieval import SELECTION
+from sam2_keyframe.rules.returns import RETURNS
 from sam2_keyframe.rules.similarity import RELATIONS
 from sam2_keyframe.scorers import SCORERS, TOLD
 
@@ -35,5 +36,6 @@ BLOCKS: dict[str, dict[str, type]] = {
     "attention": _by_class_name(ATTEND),
     "queries": _by_class_name(QUERIES),
     "motion": _by_class_name(MOTION),
+    "returns": _by_class_name(RETURNS),
 }
 """Classes by kind and class name."""

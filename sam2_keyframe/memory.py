@@ -24,6 +24,7 @@ from sam2_keyframe.rules.eviction import Evict, Oldest
 from sam2_keyframe.rules.filters import Always
 from sam2_keyframe.rules.motion import Kalman
 from sam2_keyframe.rules.retrieval import Nearest, Select
+from sam2_keyframe.rules.returns import Confirm
 from sam2_keyframe.scorers import Area, KalmanOverlap, ObjectScore, PredictedIoU
 from sam2_keyframe.types import Compressor, KeyframeFilter, Moment, Relation, Scorer
 
@@ -247,6 +248,7 @@ class KeyframeMemory:
         attend: Which tokens of a memory are attended to. Fewer tokens, not fewer bytes.
         queries: Which tokens of the frame being tracked run through memory attention. Less time, not fewer bytes.
         choice: Chooses among the decoder's candidate masks by motion as well; None: SAM 2's own choice.
+        confirm: When an object that was gone counts as seen again; None: as soon as SAM 2's score is above 0.
         measure: More scorers, recorded with every frame.
         protect_corrections: Whether a tracked frame that the user corrected is held until it is removed, besides the
             shelves, in at most half of the room, and shown as corrected when it is tracked over again. SAM 2
@@ -269,14 +271,15 @@ class KeyframeMemory:
     attend: Attend
     queries: Queries
     choice: Kalman | None
+    confirm: Confirm | None
     measure: tuple[Scorer, ...]
     protect_corrections: bool
     keep_masks: bool
     store: Literal["bank", "all"]
 
     CHOICES: ClassVar[tuple[str, ...]] = (
-        "fill", "codes", "pointers", "prompts", "attend", "queries", "choice", "measure", "protect_corrections",
-        "keep_masks", "store",
+        "fill", "codes", "pointers", "prompts", "attend", "queries", "choice", "confirm", "measure",
+        "protect_corrections", "keep_masks", "store",
     )  # fmt: skip
 
     def __init__(
@@ -289,6 +292,7 @@ class KeyframeMemory:
         attend: Attend = Whole(),  # noqa: B008
         queries: Queries = Whole(),  # noqa: B008
         choice: Kalman | None = None,
+        confirm: Confirm | None = None,
         measure: tuple[Scorer, ...] = (),
         protect_corrections: bool = True,
         keep_masks: bool = True,
@@ -327,6 +331,8 @@ class KeyframeMemory:
         _check_kind("queries", self.queries, Queries, "NearObject() or Whole()")
         if self.choice is not None:
             _check_kind("choice", self.choice, Kalman, "Kalman() or None")
+        if self.confirm is not None:
+            _check_kind("confirm", self.confirm, Confirm, "Confirm() or None")
         if isinstance(self.measure, Scorer) or not isinstance(self.measure, tuple | list):
             raise TypeError(f"measure={self.measure!r}: give a tuple of scorers, as in (OpticalFlow(),)")
         object.__setattr__(self, "measure", tuple(check_scorer(scorer, "measure") for scorer in self.measure))
@@ -457,7 +463,7 @@ class KeyframeMemory:
     def observes(self) -> bool:
         """Whether frames have to be measured at all."""
         asked = self.relation is not None or self.keyframes.read.on_device or self.choice is not None
-        asked |= self.queries != Whole()
+        asked |= self.queries != Whole() or self.confirm is not None
         return asked or bool(self.scorers) or any(map(looks, self.rules))
 
     def grid(self, moment: Moment) -> Moment:

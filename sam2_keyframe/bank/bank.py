@@ -24,6 +24,7 @@ from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, ba
 from sam2_keyframe.bank.store import Entry, MergedMemories, Store
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.rules.motion import Track
+from sam2_keyframe.rules.returns import Returns
 from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
 
 KEY = "_keyframe"
@@ -53,6 +54,7 @@ class MemoryBank:
         self.selection = Selection(method, self.store.usable)
         self.stats = MemoryStats()
         self.track = None if method.choice is None else Track(method.choice)
+        self.returns = None if method.confirm is None else Returns(method.confirm)
         self.long_term = MergedMemories(method.long_term.n, method.long_term.of)
         self.fresh: int | None = None  # the frame just tracked, which the host stores when we return
         self.pending: Pending | None = None
@@ -76,9 +78,14 @@ class MemoryBank:
         if self.selection.restarts(moment):
             self.settle()
             self.long_term.clear()
-            if self.track is not None:
-                self.track.reset()
+            self._restart()
         self.selection.begin(moment)
+
+    def _restart(self) -> None:
+        """Forget where the object was, and that it was gone."""
+        for following in (self.track, self.returns):
+            if following is not None:
+                following.reset()
 
     def plan(
         self,
@@ -248,8 +255,7 @@ class MemoryBank:
         A prompted frame is what later ones are compared with; a corrected one becomes a keyframe unasked.
         """
         self.settle()
-        if self.track is not None:
-            self.track.reset()
+        self._restart()
         self._forget(frame_idx)
         self.store.forget(frame_idx)
         reference = None
@@ -415,10 +421,11 @@ class Tracking:
         self.reading = self.bank.plan(self.cond, self.moment, self.geometry, grid, device, image_embed)
         return self.reading
 
-    def choose(self, masks: Tensor, ious: Tensor, score: Tensor) -> Tensor:
-        """Take note of the decoder's candidates; return the ranking, (1, K), of which the host takes the highest.
+    def choose(self, masks: Tensor, ious: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Take note of the decoder's candidates; return what the host goes by instead of the decoder's numbers.
 
-        Where the method chooses masks by motion, that is another than the decoder's own estimates.
+        That is the ranking, (1, K), of which the host takes the highest, another than the estimates where the method
+        chooses masks by motion; and the object score, (1, 1), lower where a return is to be confirmed.
 
         Args:
             masks: (1, K, H/4, W/4) candidates.
@@ -426,6 +433,12 @@ class Tracking:
             score: (1, 1) object score.
         """
         self.candidates = masks, ious
+        ranking = self._rank(masks, ious, score)
+        if self.bank.returns is not None:
+            score = self.bank.returns.judge(score, masks[0].index_select(0, ranking[0].argmax()[None])[0])
+        return ranking, score
+
+    def _rank(self, masks: Tensor, ious: Tensor, score: Tensor) -> Tensor:
         track = self.bank.track
         if track is None:
             return ious

@@ -221,10 +221,12 @@ class Batched(Sam2):
         if batch is None:
             return None
         masks, ious, tokens, score = output
-        rankings = [
+        chosen = [
             tracking.choose(masks[i : i + 1], ious[i : i + 1], score[i : i + 1]) for i, tracking in enumerate(batch)
         ]
-        return None if self.method.choice is None else (masks, torch.cat(rankings), tokens, score)
+        if self.method.choice is None and self.method.confirm is None:
+            return None
+        return masks, torch.cat([ranking for ranking, _ in chosen]), tokens, torch.cat([judged for _, judged in chosen])
 
     def _propagate(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Iterator[Any]:
         """Go on as `Sam2` does; the host passes over corrected frames by itself, and the banks follow."""

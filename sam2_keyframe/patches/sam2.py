@@ -271,8 +271,8 @@ class Sam2:
         masks, ious, tokens, score = output
         if hasattr(self.model.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
             masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
-        ranking = tracking.choose(masks, ious, score)
-        return None if ranking is ious else (masks, ranking, tokens, score)
+        ranking, judged = tracking.choose(masks, ious, score)
+        return None if ranking is ious and judged is score else (masks, ranking, tokens, judged)
 
     def _propagate(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Go on with the objects that there are when some are removed or added in the loop over the frames.

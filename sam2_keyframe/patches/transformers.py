@@ -88,7 +88,7 @@ class Step:
         corrected: The entry of a corrected frame that is not tracked over again.
         output: What the model returned, on its device.
         embed: (1, C, h, w) image features, where the model read memories.
-        ranking: (1, K) of the decoder's candidates the highest is taken.
+        chosen: (1, K) of the decoder's candidates the highest is taken, and the (1, 1) object score that counts.
         seconds: What its inference took.
     """
 
@@ -100,7 +100,7 @@ class Step:
     corrected: Entry | None = None
     output: Mapping[str, Any] | None = None
     embed: Tensor | None = None
-    ranking: Tensor | None = None
+    chosen: tuple[Tensor, Tensor] | None = None
     seconds: float = 0.0
 
 
@@ -453,9 +453,12 @@ class Transformers:
         if step is None or step.tracking is None:
             return None
         masks, ious, tokens, score = output  # (1, 1, K, H/4, W/4), (1, 1, K), (1, 1, K, C), (1, 1, 1)
-        if step.ranking is None:  # a model may run an object twice on a frame, which moves once
-            step.ranking = step.tracking.choose(masks[:, 0], ious[:, 0], score[:, 0])
-        return None if step.bank.track is None else (masks, step.ranking[:, None], tokens, score)
+        if step.chosen is None:  # a model may run an object twice on a frame, which moves once
+            step.chosen = step.tracking.choose(masks[:, 0], ious[:, 0], score[:, 0])
+        if step.bank.track is None and step.bank.returns is None:
+            return None
+        ranking, judged = step.chosen
+        return masks, ranking[:, None], tokens, judged[:, None]
 
     # -- what is read -------------------------------------------------------------------------------------------
 
