@@ -25,26 +25,26 @@ def _square(x: int) -> torch.Tensor:
 
 
 def test_by_hand() -> None:
-    """Seen at 0; 3 cells on (IoU 1/7) it has jumped, up to 2 frames after it was seen; then its return is in doubt."""
-    returns = Returns(sk.Confirm(back=1.0, jump=3.0, overlap=0.25, within=2))
-    steps = [  # score, place, what counts
-        (0.5, 0, 0.5),  # nothing to compare with
-        (0.5, 1, 0.5),  # IoU 3/5
-        (2.5, 4, -0.5),  # it jumped: 3 are asked for
-        (3.5, 4, 0.5),  # two frames after it was seen, and surer
-        (-1.0, 4, -1.0),  # gone
-        (0.5, 4, -0.5),  # 1 is asked for, as it was hidden
-        (2.5, 12, 1.5),  # three frames after it was seen it may be anywhere
-        (2.5, 0, -0.5),
+    """Seen at 0; 3 cells on (IoU 1/7) it has jumped, up to 2 frames after it was seen; a return is to be well rated."""
+    returns = Returns(sk.Confirm(quality=0.4, jump=3.0, overlap=0.25, within=2))
+    steps = [  # score, predicted IoU, place, whether it is believed
+        (0.5, 0.1, 0, True),  # nothing to compare with
+        (0.5, 0.1, 1, True),  # IoU 3/5
+        (2.5, 0.9, 4, False),  # it jumped: 3 are asked for
+        (3.5, 0.5, 4, True),  # two frames after it was seen, and surer
+        (-1.0, 0.9, 4, False),  # gone
+        (5.0, 0.4, 4, False),  # it was hidden, and is rated no higher than 0.4
+        (0.5, 0.5, 12, True),  # three frames after it was seen it may be anywhere
+        (2.5, 0.5, 0, False),
     ]
-    for score, place, expected in steps:
-        judged = returns.judge(torch.tensor([[score]]), _square(place))
-        assert float(judged) == expected, (score, place)
+    for score, iou, place, believed in steps:
+        judged = float(returns.judge(torch.tensor([[score]]), torch.tensor(iou), _square(place)))
+        assert judged == (score if believed else -abs(score)), (score, place)
     returns.reset()
-    assert float(returns.judge(torch.tensor([[0.5]]), _square(8))) == 0.5
+    assert float(returns.judge(torch.tensor([[0.5]]), torch.tensor(0.1), _square(8))) == 0.5
 
 
-@pytest.mark.parametrize("bad", [{"back": -1.0}, {"within": 0}, {"jump": float("nan")}, {"overlap": 2}])
+@pytest.mark.parametrize("bad", [{"quality": -1.0}, {"within": 0}, {"jump": float("nan")}, {"overlap": 2}])
 def test_bad_numbers_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Confirm\\({next(iter(bad))}"):
         sk.Confirm(**bad)
@@ -92,16 +92,16 @@ CASES = [("sam2", False), ("sam2", True), ("legacy", False), ("transformers", Fa
 
 @pytest.mark.parametrize(("host", "reverse"), CASES)
 def test_on_hosts(host: str, reverse: bool, away: Any) -> None:
-    """Bounds of 0 change nothing; with one that nothing reaches, what is hidden once stays away; each object alone."""
+    """Bounds of 0 change nothing; with one that no rating reaches, what is hidden once stays away, each for itself."""
     plain, scores = _track(host, away, None, reverse)
     assert min(scores[1]) < 0 < scores[1][-1], "the object was gone and is back"
-    same, _ = _track(host, away, sk.Confirm(back=0.0, jump=0.0), reverse)
+    same, _ = _track(host, away, sk.Confirm(quality=0.0, jump=0.0), reverse)
     assert torch.equal(plain, same)
-    late, judged = _track(host, away, sk.Confirm(back=100.0, jump=0.0, within=1), reverse)
+    late, judged = _track(host, away, sk.Confirm(quality=1.0, jump=0.0, within=1), reverse)
     for i, obj_id in enumerate((1, 2)):
         hidden = next((t for t, score in enumerate(scores[obj_id]) if score <= 0), FRAMES)  # row t is of frame t + 1
         assert judged[obj_id][: hidden + 1] == scores[obj_id][: hidden + 1], "nothing was in doubt until then"
-        assert all(score < 0 for score in judged[obj_id][hidden:]), "nothing is as sure as that"
+        assert all(score < 0 for score in judged[obj_id][hidden:]), "nothing is rated as high as that"
         assert not (late[hidden + 1 :, i] > 0).any()
         assert torch.equal(late[: hidden + 1, i], plain[: hidden + 1, i])
 
@@ -111,6 +111,6 @@ def test_no_value_is_read_on_the_host() -> None:
         returns = Returns(sk.Confirm())
         for _ in range(3):
             score, mask = torch.empty(1, 1, device=FAKE, dtype=torch.bfloat16), torch.empty(16, 16, device=FAKE)
-            judged = returns.judge(score, mask)
+            judged = returns.judge(score, torch.empty((), device=FAKE), mask)
     assert judged.device.type == FAKE
     assert judged.dtype == torch.bfloat16

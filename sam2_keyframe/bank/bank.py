@@ -435,7 +435,8 @@ class Tracking:
         self.candidates = masks, ious
         ranking = self._rank(masks, ious, score)
         if self.bank.returns is not None:
-            score = self.bank.returns.judge(score, masks[0].index_select(0, ranking[0].argmax()[None])[0])
+            best = ranking[0].argmax()[None]
+            score = self.bank.returns.judge(score, *(x[0].index_select(0, best)[0] for x in (ious, masks)))
         return ranking, score
 
     def _rank(self, masks: Tensor, ious: Tensor, score: Tensor) -> Tensor:
