@@ -72,7 +72,9 @@ class Handle:
         raise AttributeError(f"the handle that wrap() returns has no attribute {name!r}")
 
 
-def wrap(predictor: Any, method: str | KeyframeMemory = "keyframe", **overrides: Any) -> Handle:
+def wrap(
+    predictor: Any, method: str | KeyframeMemory = "keyframe", *, batch_objects: bool = False, **overrides: Any
+) -> Handle:
     """Run a memory method on a SAM 2 video predictor, in place.
 
     Wrapping again replaces the method. Inference states made before or after can be used; what they store already is
@@ -82,6 +84,9 @@ def wrap(predictor: Any, method: str | KeyframeMemory = "keyframe", **overrides:
         predictor: A `SAM2VideoPredictor` (facebookresearch sam2 of December 2024 or later), or a `Sam2VideoModel`,
             `Sam3TrackerVideoModel`, `EdgeTamVideoModel` or `Sam3VideoModel` of transformers 5.
         method: A name in `METHODS` or a `KeyframeMemory`.
+        batch_objects: Whether the objects of a frame are tracked in one batch (facebookresearch's predictors). Faster
+            where small computations wait for each other, as on a GPU; masks then differ from those of objects tracked
+            one by one as two kernels' roundings do.
         **overrides: Choices to replace, as in `wrap(predictor, "fifo", recent=4)`.
 
     Returns:
@@ -97,6 +102,8 @@ def wrap(predictor: Any, method: str | KeyframeMemory = "keyframe", **overrides:
     chosen = make_method(method, **overrides)
     host = find_host(predictor)(predictor, chosen)
     chosen.check_fits(host.facts().num_maskmem - 1)
+    if batch_objects:
+        host.batch_objects()
     current = vars(predictor).get(ATTRIBUTE)
     if isinstance(current, Handle):
         if current._entered:

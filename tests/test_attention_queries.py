@@ -154,12 +154,15 @@ def test_one_number_says_how_much_runs_and_that_all_must_after_a_loss_or_a_jump(
     assert share_of(mask_at(5, 5), start)[0] == share_of(mask_at(5, 5), None)[0] < 1
     assert share_of(mask_at(7, 4), start)[0] == 1, "partly outside of the margin"
     assert share_of(mask_at(12, 12), start)[0] == 1
+    few, many = start.clone(), start.clone()
+    few[..., 61:, 62:], many[..., 40:, 50:] = 5.0, 5.0
+    assert share_of(few, start)[0] < 1 == share_of(many, start)[0], "a stray part of the mask is no jump"
     assert share_of(start, start, score=-0.1)[0] == 1, "hidden"
     assert share_of(torch.full_like(start, -5.0), start)[0] == 1, "empty"
     assert share_of(start, torch.full_like(start, -5.0))[0] == 1, "found again, somewhere"
 
 
-@pytest.mark.parametrize("wrong", [{"size": 1}, {"margin": -0.1}, {"margin": 1.0}], ids=str)
+@pytest.mark.parametrize("wrong", [{"size": 1}, {"margin": -0.1}, {"margin": 1.0}, {"stray": 1.0}], ids=str)
 def test_values_out_of_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="size of 2 or more and a margin"):
         NearObject(**wrong)  # type: ignore[arg-type]

@@ -31,8 +31,8 @@ from sam2_keyframe.synthetic import CHALLENGES, make_clip
 
 OUT = Path(__file__).parent / "attention" / "queries"
 SETTINGS = {
-    "keyframe": ("NearObject(2, 0.0625)",),
-    "compact": ("NearObject(2, 0.0625)",),
+    "keyframe": ("NearObject(2, 0.0625, 0.0)", "NearObject(2, 0.03125, 0.05)", "NearObject(2, 0.0, 0.1)"),
+    "compact": ("NearObject(2, 0.0625, 0.0)", "NearObject(2, 0.0, 0.1)"),
 }
 
 

@@ -70,7 +70,7 @@ class TokenLayout:
         keep: Takes what they drew, (B, h·w) added up over the layers, when the read is done.
         queries: Which tokens of the frame being tracked run through the layers; None leaves all of them, and
             self-attention, to the host.
-        scales: Factors of the keys of each memory, and of each pointer after them; None: keys as they are.
+        scales: (n,) or (B, n) factors of the keys of each memory, and of each pointer after; None: keys as they are.
     """
 
     grid: tuple[int, int]
@@ -100,15 +100,46 @@ class TokenLayout:
         """Spatial keys attended to."""
         return sum(part.tokens(self.grid) for plan in self.plans for part in plan)
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What must be equal for two objects' layouts to be attended to in one batch, by `together`."""
+        plans = [None if plan is None else tuple(map(_form, plan)) for plan in (*self.plans, self.queries)]
+        scaled = None if self.scales is None else tuple(len(factors) for factors in self.scales)
+        return self.grid, tuple(plans), self.watched, self.keep is None, scaled
+
+    @classmethod
+    def together(cls, layouts: Sequence[TokenLayout]) -> TokenLayout:
+        """Return the layout of a batch whose rows have these layouts, all of one `form`."""
+        first = layouts[0]
+        if len(layouts) == 1:
+            return first
+
+        def keep(drawn: Tensor) -> None:
+            for layout, row in zip(layouts, torch.split(drawn, 1), strict=True):
+                if layout.keep is not None:
+                    layout.keep(row)
+
+        plans = tuple(map(_plan_together, zip(*(layout.plans for layout in layouts), strict=True)))
+        asked = [layout.queries for layout in layouts if layout.queries is not None]
+        scales = [layout.scales for layout in layouts if layout.scales is not None]
+        return cls(
+            first.grid,
+            plans,
+            first.watched,
+            None if first.keep is None else keep,
+            _plan_together(asked) if asked else None,
+            (torch.stack([m for m, _ in scales]), torch.stack([p for _, p in scales])) if scales else None,
+        )
+
     def scaled(self, keys: Tensor) -> Tensor:
         """Return (B, spatial + p, C) keys by their factors."""
         if self.scales is None:
             return keys
         memories, pointers = self.scales
-        each = memories.repeat_interleave(self.grid[0] * self.grid[1])
-        rest = keys.shape[1] - len(each)
-        factors = torch.cat([each, pointers.repeat_interleave(rest // max(len(pointers), 1))])
-        return keys * factors[:, None].to(keys.dtype)
+        each = memories.repeat_interleave(self.grid[0] * self.grid[1], dim=-1)
+        rest = keys.shape[1] - each.shape[-1]
+        factors = torch.cat([each, pointers.repeat_interleave(rest // max(pointers.shape[-1], 1), dim=-1)], dim=-1)
+        return keys * factors[..., None].to(keys.dtype)
 
     def gather(self, tokens: Tensor) -> dict[int, Tensor]:
         """Return the groups' (B, n, C) keys or values.
@@ -193,6 +224,19 @@ class TokenLayout:
         if self.all_run:
             return after
         return self.of_each(after) + (tokens - self.of_each(before))
+
+
+def _form(part: Part) -> tuple[int, int | None]:
+    return part.size, None if part.index is None else part.index.shape[1]
+
+
+def _plan_together(plans: Sequence[Plan]) -> Plan:
+    """Return one memory's plan for a batch: each object has its own tokens, as many as the others."""
+    parts = []
+    for each in zip(*plans, strict=True):
+        indices = [part.index for part in each if part.index is not None]
+        parts.append(Part(each[0].size, torch.cat(indices) if indices else None))
+    return tuple(parts)
 
 
 def _phases_of(part: Part, tables: Mapping[int, Tensor]) -> Tensor:

@@ -30,27 +30,29 @@ class NearObject:
 
     The windows kept whole are those that the mask or a margin around it touches, then the next nearest, up to the
     smallest of `STEPS` that holds them all. Every token runs, as in SAM 2, on a frame after a prompt or a correction,
-    while the user clicks, after a frame on which the object is hidden or its mask lies partly beyond the margin of
-    the mask before, and where more than the largest step is needed. Which of these holds is one number that reaches
+    while the user clicks, after a frame on which the object is hidden or more than a stray part of its mask lies beyond
+    the margin of the mask before, and where more than the largest step is needed. Which of these holds is one number that reaches
     the host with the frame's scores; the windows themselves never leave the device.
 
     Attributes:
         size: Side of a window in tokens, at least 2; must divide the grid (64 x 64 at 1024 px).
         margin: Width of the margin as a share of the frame's longer side, in [0, 1): how far the object may move in a
             frame without leaving the tokens kept whole. Rounded up to tokens.
+        stray: Share of the mask, in [0, 1), that may lie beyond the margin of the mask before without being a jump.
 
     Raises:
-        ValueError: `size` or `margin` is out of range, or, in `plan`, `size` does not divide the grid.
+        ValueError: `size`, `margin` or `stray` is out of range, or, in `plan`, `size` does not divide the grid.
     """
 
     name: ClassVar[str] = "near_share"
     key: ClassVar[str] = "near_windows"
     size: int = 4
     margin: float = 1 / 16
+    stray: float = 0.05
 
     def __post_init__(self) -> None:
-        if plain(self, "size") < 2 or not 0 <= plain(self, "margin") < 1:
-            raise ValueError(f"{self!r}: give a size of 2 or more and a margin in [0, 1)")
+        if plain(self, "size") < 2 or not 0 <= plain(self, "margin") < 1 or not 0 <= plain(self, "stray") < 1:
+            raise ValueError(f"{self!r}: give a size of 2 or more, a margin in [0, 1) and a stray in [0, 1)")
 
     def windows(self, mask: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return which windows hold some of the object and which the margin touches, each (B, rows, columns) bool.
@@ -75,8 +77,10 @@ class NearObject:
         covered, near = self.windows(masks, grid)
         frame.describe(self.key, lambda: near)
         before = None if history.previous is None else history.previous.get(self.key)
-        found = covered.any() & (frame.object_score_logits > 0).all()
-        stayed = found if before is None else found & ~(covered & ~before.to(covered.device)).any()
+        stayed = covered.any() & (frame.object_score_logits > 0).all()
+        if before is not None:
+            area = F.adaptive_avg_pool2d((masks > 0).float(), covered.shape[-2:])[:, 0]
+            stayed &= (area * ~before.to(area.device)).sum() <= self.stray * area.sum()
         return torch.where(stayed, near.float().mean(), 1.0)
 
     def whole(self, share: float, windows: int) -> int | None:

@@ -26,6 +26,11 @@ ROTARY = ("RoPEAttention", "Sam2VideoRoPEAttention", "Sam3TrackerVideoRoPEAttent
 """Rotary attention that is built as SAM 2's: facebookresearch's own class, and those of transformers."""
 
 
+def compiles(predictor: object) -> bool:
+    """Return whether a predictor compiles its parts for the shapes that stock SAM 2 has."""
+    return any(cls.__name__ == "SAM2VideoPredictorVOS" for cls in type(predictor).__mro__)
+
+
 class Rotary:
     """A host's rotary attention, whatever it calls its parts.
 
@@ -102,7 +107,7 @@ class AttentionHook:
 
     def __init__(self, predictor: Any) -> None:
         name = type(predictor).__name__
-        if any(cls.__name__ == "SAM2VideoPredictorVOS" for cls in type(predictor).__mro__):
+        if compiles(predictor):
             raise RuntimeError(
                 f"{name} compiles its memory attention for fixed shapes: use attend=Whole() and queries=Whole() with "
                 "it, or build the predictor with vos_optimized=False"

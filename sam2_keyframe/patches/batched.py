@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -25,19 +24,11 @@ from sam2_keyframe.patches.bounded import TrackedFrames, keep_only
 from sam2_keyframe.patches.driving import ENDLESS, Driver
 from sam2_keyframe.patches.host import ObjectFrames
 from sam2_keyframe.patches.sam2 import PROMPTED, REQUIRED, TRACKING, Sam2, own_rule, unfit
+from sam2_keyframe.patches.together import PARTS, copied, split
 from sam2_keyframe.patches.wrapping import during
 from sam2_keyframe.types import FrameMemo
 
 COND, TRACKED = "cond_frame_outputs", "non_cond_frame_outputs"
-
-BY_OBJECT = ("current_vision_feats", "current_vision_pos_embeds")
-"""Arguments of the read that have the objects in their second dimension."""
-
-BATCH: ContextVar[Sequence[Tracking] | None] = ContextVar("the objects that are tracked in this thread", default=None)
-"""Set while the batch is tracked: every object's frame, in the order of the batch."""
-
-PARTS = ("maskmem_features", "pred_masks", "obj_ptr", "object_score_logits")
-"""What a stored frame of a batch consists of, an object a row."""
 
 
 class Batched(Sam2):
@@ -124,19 +115,6 @@ class Batched(Sam2):
 
     # -- wrappers -----------------------------------------------------------------------------------------------
 
-    def _read(self, original: Callable[..., Tensor], call: MutableMapping[str, Any]) -> Tensor:
-        """Show each object of the batch its bank's memories."""
-        batch = BATCH.get()
-        if batch is None:  # a click on one object
-            return super()._read(original, call)
-        fused = []
-        for i, tracking in enumerate(batch):
-            one = {name: [x[:, i : i + 1] for x in call[name]] for name in BY_OBJECT}
-            frames = {COND: tracking.cond, TRACKED: tracking.bank.non_cond}
-            with during(TRACKING, tracking):
-                fused.append(super()._read(original, {**call, **one, "output_dict": frames}))
-        return torch.cat(fused) if len(fused) > 1 else fused[0]
-
     def _write(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Track a frame of all objects, observe it, and let go what the next one does not need."""
         state, frame_idx = call["inference_state"], call["frame_idx"]
@@ -151,7 +129,7 @@ class Batched(Sam2):
         if parts:  # every prompted frame is one of all objects here, so they are absent together
             return self._without_tracking(parts)
         batch = [Tracking.begin(bank, place[COND], moment, geometry) for bank, place in zip(banks, places, strict=True)]
-        with during(BATCH, batch):
+        with during(TRACKING, batch):
             result = original(**call)
         entry, masks = self._stored(result)
         parts = split(entry, len(batch), own=self.method.store != "all")
@@ -198,35 +176,6 @@ class Batched(Sam2):
             elif PROMPTED.get() is not None:
                 continue  # a prompt of another object had all of them encoded again
             places[obj_idx][key][frame_idx] = entry
-
-    def _encode(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
-        """Take note of a frame's output before the host moves it to where it stores it."""
-        output, batch = original(**call), BATCH.get()
-        for i, tracking in enumerate(batch or ()):
-            tracking.encoded = {"maskmem_features": output["maskmem_features"][i : i + 1]}
-        return output
-
-    def _encode_as_prompted(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
-        """Encode the tracked frame's memories a second time, as those of a prompted one: they may be shown as such."""
-        batch = BATCH.get()
-        if batch is not None:
-            features = original(**{**call, "is_mask_from_pts": True})[0]
-            for i, tracking in enumerate(batch):
-                tracking.as_prompted = features[i : i + 1].clone()
-        return original(**call)
-
-    def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> Any:
-        """Take note of each object's candidates, and choose among them."""
-        batch = BATCH.get()
-        if batch is None:
-            return None
-        masks, ious, tokens, score = output
-        chosen = [
-            tracking.choose(masks[i : i + 1], ious[i : i + 1], score[i : i + 1]) for i, tracking in enumerate(batch)
-        ]
-        if self.method.choice is None and self.method.confirm is None:
-            return None
-        return masks, torch.cat([ranking for ranking, _ in chosen]), tokens, torch.cat([judged for _, judged in chosen])
 
     def _propagate(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Iterator[Any]:
         """Go on as `Sam2` does; the host passes over corrected frames by itself, and the banks follow."""
@@ -294,28 +243,6 @@ def _has_input(state: Mapping[str, Any], obj_idx: int, frame_idx: int) -> bool:
     return any(frame_idx in state[name][obj_idx] for name in ("point_inputs_per_obj", "mask_inputs_per_obj"))
 
 
-def split(entry: Mapping[str, Any], count: int, own: bool) -> list[Entry]:
-    """Return the `count` objects' entries of a batch; `own` ones are no slices of it."""
-    parts: list[Entry] = []
-    for i in range(count):
-        part: Entry = {key: None if entry[key] is None else entry[key][i : i + 1] for key in PARTS}
-        encoding = entry["maskmem_pos_enc"]
-        part["maskmem_pos_enc"] = None if encoding is None else [x[i : i + 1] for x in encoding]
-        parts.append(part)
-    if own and count > 1:
-        for part in parts:
-            part.update(_copied(part))
-    return parts
-
-
-def _copied(entry: Mapping[str, Any]) -> Entry:
-    """Return copies of what is stored of a frame."""
-    features, pointer = entry["maskmem_features"], entry["obj_ptr"]
-    if pointer.is_cuda and features is not None and not features.is_cuda:  # the host's copy to the CPU may be under way
-        torch.cuda.current_stream(pointer.device).synchronize()
-    return {key: entry[key].clone() for key in PARTS if entry[key] is not None}
-
-
 class BatchedDriver(Driver):
     """Drives a predictor of the legacy layout frame by frame."""
 
@@ -365,7 +292,7 @@ class Layout:
             for place in self.places.values():
                 entry = place[TRACKED].get(t)
                 if entry is not None and len(self.places) > 1:
-                    entry.update(_copied(entry))
+                    entry.update(copied(entry))
 
     def join(self) -> None:
         """Put the frames together that all objects still hold; where some let the memory go, with zero tokens."""

@@ -71,6 +71,10 @@ class Host(Protocol):
         """Return why this host cannot take a predictor of its kind, in a sentence; None when it can."""
         ...
 
+    def batch_objects(self) -> None:
+        """Track the objects of a frame in one batch from now on; raises, in a sentence, where the host cannot."""
+        ...
+
     def facts(self) -> Geometry:
         """Return what the model stores and how far it reads, as it is set now."""
         ...

@@ -13,7 +13,8 @@ from torch import Tensor
 from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.sam2 import Sam2, geometry_of
-from sam2_keyframe.patches.wrapping import Wrapping
+from sam2_keyframe.patches.together import AHEAD
+from sam2_keyframe.patches.wrapping import Wrapping, during
 from sam2_keyframe.replay.recording import BLOCK, Recording, RecordingFile
 from sam2_keyframe.replay.steps import DESCRIPTORS, Kind, Step, pack
 from sam2_keyframe.rules.similarity import DescriptorCosine
@@ -176,7 +177,8 @@ class _Recorder:
         if state is not self.state or not call["run_mem_encoder"]:
             return original(**call)
         self._encoded = self._candidates = None
-        entry, masks = original(**call)
+        with during(AHEAD, None):  # one by one, as a frame is noted where it is tracked
+            entry, masks = original(**call)
         if not has_memory(entry):  # before its first prompt, where a method does not look ahead
             return entry, masks
         frame_idx, kind = call["frame_idx"], Kind.REVERSE if call["reverse"] else Kind.FORWARD

@@ -6,8 +6,10 @@ Every wrapper is an attribute of the instance; undoing restores what was there b
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, MutableMapping
+import time
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -19,15 +21,15 @@ from sam2_keyframe.bank.bank import KEY, Banks, MemoryBank, Tracking
 from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.patches.attention import AttentionHook
+from sam2_keyframe.patches.attention import AttentionHook, compiles
 from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.host import ObjectFrames, first_of_video
+from sam2_keyframe.patches.together import AHEAD, BY_OBJECT, Read, Tracked, attend_together, split
 from sam2_keyframe.patches.view import in_dtype, memory_view
 from sam2_keyframe.patches.wrapping import (
     TRACKED_BY,
     TrackedBy,
-    WithSettings,
     Wrapping,
     during,
     method_signature,
@@ -48,8 +50,8 @@ REQUIRED = {
 }
 
 
-TRACKING: ContextVar[Tracking | None] = ContextVar("the frame that is being tracked in this thread", default=None)
-"""Set while `_run_single_frame_inference` tracks a frame; not while SAM 2 infers a click."""
+TRACKING: ContextVar[Sequence[Tracking] | None] = ContextVar("objects that are tracked in this thread", default=None)
+"""Set while `_run_single_frame_inference` tracks a frame, in the order of the batch; not while SAM 2 infers a click."""
 
 PROMPTED: ContextVar[dict[int, tuple[FrameMemo, Tensor]] | None] = ContextVar("frames prompted", default=None)
 """Set while `propagate_in_video_preflight` encodes prompts: pixels and features of each prompted frame."""
@@ -78,6 +80,20 @@ class Sam2:
         for scheme in (method.attend, method.queries):
             check_grid(scheme, (self.model.sam_image_embedding_size,) * 2)
         self._attention = None if method.attend == method.queries == Whole() else AttentionHook(self.model)
+        self._together = False
+
+    def batch_objects(self) -> None:
+        """Track the objects of a frame in one batch from now on.
+
+        Raises:
+            RuntimeError: The predictor is compiled, for one object at a time.
+        """
+        if compiles(self.predictor):
+            raise RuntimeError(
+                f"{type(self.predictor).__name__} compiles its parts for one object at a time: leave out "
+                "batch_objects, or build the predictor with vos_optimized=False"
+            )
+        self._together = True
 
     @staticmethod
     def knows(predictor: object) -> bool:
@@ -202,7 +218,24 @@ class Sam2:
         """Show SAM 2 the bank's memories instead of its own."""
         if call["is_init_cond_frame"] or self.model.num_maskmem == 0:
             return original(**call)
-        output_dict, tracking, device = call["output_dict"], TRACKING.get(), self.model.device
+        batch, reads = TRACKING.get(), []
+        if batch is None:
+            return self._read_of(original, call, None).alone(self._attention)
+        for i, tracking in enumerate(batch):
+            one = {name: [x[:, i : i + 1] for x in call[name]] for name in BY_OBJECT}
+            frames = {"cond_frame_outputs": tracking.cond, "non_cond_frame_outputs": tracking.bank.non_cond}
+            reads.append(self._read_of(original, {**call, **one, "output_dict": frames}, tracking))
+        if self._together and len(batch) > 1:
+            fused = attend_together(reads, self.model.memory_attention, self._attention)
+            return fused.reshape(*fused.shape[:2], *call["feat_sizes"][-1])
+        alone = [read.alone(self._attention) for read in reads]
+        return torch.cat(alone) if len(alone) > 1 else alone[0]
+
+    def _read_of(
+        self, original: Callable[..., Tensor], call: MutableMapping[str, Any], tracking: Tracking | None
+    ) -> Read:
+        """Return one object's read, of the memories that its bank chooses; `tracking` is None for a click."""
+        output_dict, device = call["output_dict"], self.model.device
         grid: tuple[int, int] = call["feat_sizes"][-1]
         embed = None
         if self.method.keyframes.read.on_device:
@@ -217,62 +250,99 @@ class Sam2:
         view = memory_view(reading, output_dict["non_cond_frame_outputs"], self.model.maskmem_tpos_enc)
         if not reading.pointing and not torch.is_autocast_enabled(device.type):
             view = in_dtype(view, self.model.maskmem_tpos_enc.dtype)
+        settings: dict[str, Any] = {}
         if reading.anchors:
-            original = WithSettings.bind(original, max_cond_frames_in_attn=-1, only_obj_ptrs_in_the_past_for_eval=True)
-        shown = {**call, "output_dict": view}
-        if self._attention is None or reading.layout is None:
-            return original(**shown)
-        with self._attention.layout(reading.layout):
-            return original(**shown)
+            settings = {"max_cond_frames_in_attn": -1, "only_obj_ptrs_in_the_past_for_eval": True}
+        return Read.of(original, {**call, "output_dict": view}, reading.layout, settings)
 
     def _write(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Track a frame, observe it, and let go what the next one does not need."""
-        state, output_dict, frame_idx = call["inference_state"], call["output_dict"], call["frame_idx"]
-        bank = self._bank(state, output_dict)
+        state, frames = call["inference_state"], call["output_dict"]
+        self._bank(state, frames)
         if not call["run_mem_encoder"]:
             return original(**call)
-        geometry = self.facts()
-        moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
-        absent = bank.not_yet(output_dict["cond_frame_outputs"], moment)
-        if absent is not None:
-            return absent, absent["pred_masks"].to(self.model.device)
-        tracking = Tracking.begin(bank, output_dict["cond_frame_outputs"], moment, geometry)
-        corrected = bank.pass_over(frame_idx, moment)
-        if corrected is not None:
-            return corrected, corrected["pred_masks"].to(self.model.device, non_blocking=True)
-        with during(TRACKING, tracking):
-            entry, masks = original(**call)
-        frame = None
+        ahead, frame_idx = AHEAD.get(), call["frame_idx"]
+        places = [frames]
+        if ahead is None:
+            ahead = {}
+        else:  # SAM 2 goes on to the others, but for those prompted on this frame, or in the loop and not yet encoded
+            places += [
+                place
+                for place in state["output_dict_per_obj"].values()
+                if place is not frames and place["cond_frame_outputs"] and frame_idx not in place["cond_frame_outputs"]
+            ]
+        if id(frames) not in ahead:
+            ahead.update(self._track(original, call, places))
+        tracked = ahead.pop(id(frames))
+        entry, masks, tracking = tracked.entry, tracked.masks, tracked.tracking
+        if tracking is None:
+            return entry, masks
+        frame, tracking.began = None, time.perf_counter() - tracked.seconds
         if tracking.encoded is not None:
             candidates = tracking.candidates or (masks, masks.new_ones(1, 1))
             frame = self._frames.tracked(state, frame_idx, entry, tracking.encoded, masks, *candidates)
         tracking.finish(entry, frame)
         return entry, masks
 
+    def _track(
+        self, original: Callable[..., Any], call: MutableMapping[str, Any], places: Sequence[MutableMapping[str, Any]]
+    ) -> dict[int, Tracked]:
+        """Track objects on a frame in one batch; return them by the `id` of their frames."""
+        state, frame_idx, device = call["inference_state"], call["frame_idx"], self.model.device
+        began, geometry = time.perf_counter(), self.facts()
+        moment = geometry.moment(frame_idx, call["reverse"], state["num_frames"])
+        found: dict[int, Tracked] = {}
+        batch: dict[int, Tracking] = {}
+        for place in places:
+            bank, cond = self._bank(state, place), place["cond_frame_outputs"]
+            known = bank.not_yet(cond, moment)
+            if known is None:
+                tracking = Tracking.begin(bank, cond, moment, geometry)
+                known = bank.pass_over(frame_idx, moment)
+            if known is None:
+                batch[id(place)] = tracking
+            else:
+                found[id(place)] = Tracked(known, known["pred_masks"].to(device, non_blocking=True))
+        if not batch:
+            return found
+        with during(TRACKING, list(batch.values())):
+            entry, masks = original(**{**call, "batch_size": len(batch)})
+        parts = [entry] if len(batch) == 1 else split(entry, len(batch), own=self.method.store != "all")
+        share = (time.perf_counter() - began) / len(batch)
+        for i, (key, part) in enumerate(zip(batch, parts, strict=True)):
+            found[key] = Tracked(part, masks[i : i + 1], batch[key], share)
+        return found
+
     def _encode(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a frame's output before SAM 2 moves it to where it stores it."""
-        output, tracking = original(**call), TRACKING.get()
-        if tracking is not None:
-            tracking.encoded = output
+        output = original(**call)
+        for i, tracking in enumerate(TRACKING.get() or ()):
+            tracking.encoded = {"maskmem_features": output["maskmem_features"][i : i + 1]}
         return output
 
     def _encode_as_prompted(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Encode a tracked frame's memory a second time, as that of a prompted one: it may be shown as such."""
-        tracking = TRACKING.get()
-        if tracking is not None:
-            tracking.as_prompted = original(**{**call, "is_mask_from_pts": True})[0]
+        batch = TRACKING.get()
+        if batch is not None:
+            features = original(**{**call, "is_mask_from_pts": True})[0]
+            for i, tracking in enumerate(batch):
+                tracking.as_prompted = features[i : i + 1].clone()
         return original(**call)
 
     def _decoded(self, module: torch.nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> Any:
         """Take note of the decoder's candidates; SAM 2 throws their predicted IoUs away. Choose another by motion."""
-        tracking = TRACKING.get()
-        if tracking is None:
+        batch = TRACKING.get()
+        if batch is None:
             return None
         masks, ious, tokens, score = output
         if hasattr(self.model.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
             masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
-        ranking, judged = tracking.choose(masks, ious, score)
-        return None if ranking is ious and judged is score else (masks, ranking, tokens, judged)
+        chosen = [
+            tracking.choose(masks[i : i + 1], ious[i : i + 1], score[i : i + 1]) for i, tracking in enumerate(batch)
+        ]
+        if self.method.choice is None and self.method.confirm is None:
+            return None
+        return masks, torch.cat([ranking for ranking, _ in chosen]), tokens, torch.cat([judged for _, judged in chosen])
 
     def _propagate(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Go on with the objects that there are when some are removed or added in the loop over the frames.
@@ -286,7 +356,7 @@ class Sam2:
             call = {**call, "start_frame_idx": first_of_video(state["output_dict_per_obj"])}
         while True:
             known = list(state["obj_ids"])
-            for t, obj_ids, masks in (tracking := original(**call)):
+            for t, obj_ids, masks in (tracking := self._frame_by_frame(original(**call))):
                 if end is None:
                     most = state["num_frames"] if most is None else most
                     end = max(t - most, 0) if reverse else min(t + most, state["num_frames"] - 1)
@@ -304,6 +374,18 @@ class Sam2:
             repeated = reverse and t == 1
             start = t if repeated else t + (-1 if reverse else 1)
             call = {**call, "start_frame_idx": start, "max_frame_num_to_track": abs(end - start)}
+
+    def _frame_by_frame(self, outputs: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        """Yield what the host yields; under `batch_objects` its objects of one frame are tracked together."""
+        with contextlib.closing(outputs):
+            while True:
+                together = self._together and not self.model.non_overlap_masks_for_mem_enc  # that mixes a batch's masks
+                try:
+                    with during(AHEAD, {} if together else None):
+                        output = next(outputs)
+                except StopIteration:
+                    return
+                yield output
 
     def _add_mask(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take a mask of whole numbers for one of zeros and others: SAM 2 takes 255 for 255 times as sure as 1."""

@@ -162,6 +162,17 @@ class Transformers:
 
     # -- doing and undoing --------------------------------------------------------------------------------------
 
+    def batch_objects(self) -> None:
+        """Raise: the model tracks one object at a time and encodes their memories together by itself.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"batch_objects=True is for facebookresearch's predictors; {type(self.predictor).__name__} of transformers "
+            "tracks its objects one by one: leave it out"
+        )
+
     def install(self) -> None:
         """Put the wrappers in place."""
         wrapping = self._wrapping
