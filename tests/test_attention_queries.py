@@ -164,7 +164,7 @@ def test_one_number_says_how_much_runs_and_that_all_must_after_a_loss_or_a_jump(
 
 @pytest.mark.parametrize("wrong", [{"size": 1}, {"margin": -0.1}, {"margin": 1.0}, {"stray": 1.0}], ids=str)
 def test_values_out_of_range_are_named(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="size of 2 or more and a margin"):
+    with pytest.raises(ValueError, match="give a size of 2 or more, a margin"):
         NearObject(**wrong)  # type: ignore[arg-type]
 
 

@@ -128,7 +128,7 @@ def decisions(banks: list[Any]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name, session", WHICH, ids=[f"{name}-{session.__name__}" for name, session in WHICH])
+@pytest.mark.parametrize(("name", "session"), WHICH, ids=[f"{name}-{session.__name__}" for name, session in WHICH])
 def test_masks_and_decisions_are_those_of_objects_one_by_one(model: Any, clip: Any, name: str, session: Any) -> None:
     alone: list[Any] = []
     together: list[Any] = []
@@ -154,11 +154,10 @@ def count_calls(model: Any, name: str) -> tuple[list[int], Any]:
 def test_one_computation_a_frame_for_all_objects_whose_reads_are_alike(model: Any, clip: Any) -> None:
     attended, hook = count_calls(model, "memory_attention")
     decoded, other = count_calls(model, "sam_mask_decoder")
-    with torch.inference_mode(), hook, other:
-        with sk.wrap(model, batch_objects=True):
-            state = started(model, clip)
-            decoded.clear()
-            list(model.propagate_in_video(state))
+    with torch.inference_mode(), hook, other, sk.wrap(model, batch_objects=True):
+        state = started(model, clip)
+        decoded.clear()
+        list(model.propagate_in_video(state))
     assert attended == decoded == [3] * (FRAMES - 1)
 
 
@@ -172,7 +171,9 @@ def test_objects_whose_reads_differ_are_attended_to_apart_and_decoded_together(m
         list(model.propagate_in_video(state))
     # frame 2 is prompted for one object, and afterwards it reads one prompted frame more until the others fill up
     assert decoded == [3, 2, *[3] * (FRAMES - 3)]
-    assert attended[:2] == [2, 1] and 1 in attended[3:] and sum(attended) == sum(decoded)
+    assert attended[:2] == [2, 1]
+    assert 1 in attended[3:]
+    assert sum(attended) == sum(decoded)
 
 
 def test_where_sam2_mixes_the_masks_of_a_batch_objects_are_tracked_one_by_one(model: Any, clip: Any) -> None:
@@ -202,7 +203,8 @@ def test_nothing_is_left_after_unwrap_nor_after_an_error_in_a_frame(model: Any, 
         assert again == list(range(2, FRAMES))
         assert vars(model) == before
         sk.forget(state)
-        assert KEY not in state and all(KEY not in place for place in state["output_dict_per_obj"].values())
+        assert KEY not in state
+        assert all(KEY not in place for place in state["output_dict_per_obj"].values())
         list(model.propagate_in_video(state, start_frame_idx=5))
 
 
@@ -244,7 +246,8 @@ def test_a_recording_is_that_of_objects_one_by_one(model: Any, clip: Any) -> Non
             with sk.record(model, state) as recording:
                 list(model.propagate_in_video(state))
         steps.append([(step.obj_id, step.frame_idx, step.kind, step.mask) for step in recording.steps])
-    assert steps[0] == steps[1] and len(steps[0]) == 3 * FRAMES
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 3 * FRAMES
 
 
 def test_a_predictor_that_batches_by_itself_attends_to_all_objects_at_once(clip: Any) -> None:
