@@ -79,7 +79,8 @@ class NearObject:
         before = None if history.previous is None else history.previous.get(self.key)
         stayed = covered.any() & (frame.object_score_logits > 0).all()
         if before is not None:
-            area = F.adaptive_avg_pool2d((masks > 0).float(), covered.shape[-2:])[:, 0]
+            rows, columns = covered.shape[-2:]
+            area = F.adaptive_avg_pool2d((masks > 0).float(), (rows, columns))[:, 0]
             stayed &= (area * ~before.to(area.device)).sum() <= self.stray * area.sum()
         return torch.where(stayed, near.float().mean(), 1.0)
 
