@@ -36,20 +36,22 @@ def mask(clip: Any, t: int, obj_id: int) -> Any:
     return torch.from_numpy(clip.masks[t] == obj_id)
 
 
-def started(model: Any, clip: Any, objects: tuple[int, ...] = (1, 2, 3)) -> Any:
+def started(model: Any, clip: Any, states: list[Any], objects: tuple[int, ...] = (1, 2, 3), t: int = 0) -> Any:
+    """Return a state with its objects prompted on frame `t`, and add it to `states`."""
     state = sk.init_state(model, clip.frames)
+    states.append(state)
     for obj_id in objects:
-        model.add_new_mask(state, 0, obj_id, mask(clip, 0, obj_id))
+        model.add_new_mask(state, t, obj_id, mask(clip, t, obj_id))
     return state
 
 
-def plain(model: Any, clip: Any) -> Iterator[Any]:
-    yield from model.propagate_in_video(started(model, clip))
+def plain(model: Any, clip: Any, states: list[Any]) -> Iterator[Any]:
+    yield from model.propagate_in_video(started(model, clip, states))
 
 
-def prompts_on_other_frames(model: Any, clip: Any) -> Iterator[Any]:
+def prompts_on_other_frames(model: Any, clip: Any, states: list[Any]) -> Iterator[Any]:
     """One object is prompted late, one twice, and the first is clicked on while the others go on."""
-    state = started(model, clip)
+    state = started(model, clip, states)
     model.add_new_mask(state, 2, 2, mask(clip, 2, 2))
     yield from model.propagate_in_video(state, max_frame_num_to_track=4)
     yield model.add_new_points_or_box(state, 4, 1, points=[[20.0, 20.0]], labels=[1])
@@ -57,9 +59,9 @@ def prompts_on_other_frames(model: Any, clip: Any) -> Iterator[Any]:
     yield from model.propagate_in_video(state, start_frame_idx=3)
 
 
-def removed_between(model: Any, clip: Any) -> Iterator[Any]:
+def removed_between(model: Any, clip: Any, states: list[Any]) -> Iterator[Any]:
     """An object goes, and another comes, in the loop over the frames."""
-    state = started(model, clip)
+    state = started(model, clip, states)
     for output in model.propagate_in_video(state):
         yield output
         if output[0] == 3:
@@ -68,15 +70,13 @@ def removed_between(model: Any, clip: Any) -> Iterator[Any]:
             model.add_new_mask(state, 5, 7, mask(clip, 5, 2))
 
 
-def reverse(model: Any, clip: Any) -> Iterator[Any]:
-    state = sk.init_state(model, clip.frames)
-    for obj_id in (1, 2):
-        model.add_new_mask(state, FRAMES - 1, obj_id, mask(clip, FRAMES - 1, obj_id))
+def reverse(model: Any, clip: Any, states: list[Any]) -> Iterator[Any]:
+    state = started(model, clip, states, (1, 2), FRAMES - 1)
     yield from model.propagate_in_video(state, start_frame_idx=FRAMES - 1, reverse=True)
 
 
-def late_objects_absent_before(model: Any, clip: Any) -> Iterator[Any]:
-    state = started(model, clip, (1, 2))
+def late_objects_absent_before(model: Any, clip: Any, states: list[Any]) -> Iterator[Any]:
+    state = started(model, clip, states, (1, 2))
     model.add_new_mask(state, 4, 3, mask(clip, 4, 3))
     yield from model.propagate_in_video(state)
 
@@ -102,19 +102,9 @@ WHICH = [
 
 def run(model: Any, method: Any, clip: Any, session: Any, together: bool, banks: list[Any]) -> list[Any]:
     """Return what a session saw, with each object's rows of statistics in `banks`."""
-    real = model.init_state
     states: list[Any] = []
-
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        states.append(real(*args, **kwargs))
-        return states[-1]
-
     with torch.inference_mode(), shared_features(model), sk.wrap(model, method, batch_objects=together):
-        model.init_state = kept
-        try:
-            seen = [(t, list(ids), masks.clone()) for t, ids, masks in session(model, clip)]
-        finally:
-            del model.init_state
+        seen = [(t, list(ids), masks.clone()) for t, ids, masks in session(model, clip, states)]
         for state in states:
             banks += [(obj_id, stats.rows) for obj_id, stats in sk.memory_stats(state).items()]
     return seen
@@ -155,7 +145,7 @@ def test_one_computation_a_frame_for_all_objects_whose_reads_are_alike(model: An
     attended, hook = count_calls(model, "memory_attention")
     decoded, other = count_calls(model, "sam_mask_decoder")
     with torch.inference_mode(), hook, other, sk.wrap(model, batch_objects=True):
-        state = started(model, clip)
+        state = started(model, clip, [])
         decoded.clear()
         list(model.propagate_in_video(state))
     assert attended == decoded == [3] * (FRAMES - 1)
@@ -165,7 +155,7 @@ def test_objects_whose_reads_differ_are_attended_to_apart_and_decoded_together(m
     attended, hook = count_calls(model, "memory_attention")
     decoded, other = count_calls(model, "sam_mask_decoder")
     with torch.inference_mode(), hook, other, sk.wrap(model, batch_objects=True):
-        state = started(model, clip)
+        state = started(model, clip, [])
         model.add_new_mask(state, 2, 3, mask(clip, 2, 3))
         decoded.clear()
         list(model.propagate_in_video(state))
@@ -182,7 +172,7 @@ def test_where_sam2_mixes_the_masks_of_a_batch_objects_are_tracked_one_by_one(mo
     try:
         for together in (False, True):
             with torch.inference_mode(), sk.wrap(model, batch_objects=together):
-                seen.append([masks for *_, masks in model.propagate_in_video(started(model, clip))])
+                seen.append([masks for *_, masks in model.propagate_in_video(started(model, clip, []))])
     finally:
         model.non_overlap_masks_for_mem_enc = False
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
@@ -192,7 +182,7 @@ def test_nothing_is_left_after_unwrap_nor_after_an_error_in_a_frame(model: Any, 
     before = {key: value for key, value in vars(model).items() if key != ATTRIBUTE}
     with torch.inference_mode():
         with sk.wrap(model, batch_objects=True):
-            state = started(model, clip)
+            state = started(model, clip, [])
             tracking = model.propagate_in_video(state)
             next(tracking), next(tracking)
             broken = state["output_dict_per_obj"][2]["cond_frame_outputs"][0].pop("maskmem_features")
@@ -210,7 +200,7 @@ def test_nothing_is_left_after_unwrap_nor_after_an_error_in_a_frame(model: Any, 
 
 def test_objects_hold_no_slices_of_a_batch_so_what_one_lets_go_is_free(model: Any, clip: Any) -> None:
     with torch.inference_mode(), sk.wrap(model, batch_objects=True):
-        state = started(model, clip)
+        state = started(model, clip, [])
         list(model.propagate_in_video(state))
     for place in state["output_dict_per_obj"].values():
         for entry in place["non_cond_frame_outputs"].values():
@@ -221,7 +211,7 @@ def test_objects_hold_no_slices_of_a_batch_so_what_one_lets_go_is_free(model: An
 def test_one_predictor_two_states_two_threads(model: Any, clip: Any) -> None:
     def track(objects: tuple[int, ...], found: list[Any]) -> None:
         with torch.inference_mode():
-            state = started(model, clip, objects)
+            state = started(model, clip, [], objects)
             found += [masks.clone() for *_, masks in model.propagate_in_video(state)]
 
     with sk.wrap(model, batch_objects=True):
@@ -242,7 +232,7 @@ def test_a_recording_is_that_of_objects_one_by_one(model: Any, clip: Any) -> Non
     steps = []
     for together in (False, True):
         with torch.inference_mode(), sk.wrap(model, batch_objects=together):
-            state = started(model, clip)
+            state = started(model, clip, [])
             with sk.record(model, state) as recording:
                 list(model.propagate_in_video(state))
         steps.append([(step.obj_id, step.frame_idx, step.kind, step.mask) for step in recording.steps])
@@ -257,7 +247,7 @@ def test_a_predictor_that_batches_by_itself_attends_to_all_objects_at_once(clip:
         for together in (False, True):
             attended.clear()
             with sk.wrap(predictor, batch_objects=together):
-                seen.append([masks.clone() for *_, masks in predictor.propagate_in_video(started(predictor, clip))])
+                seen.append([masks.clone() for *_, masks in predictor.propagate_in_video(started(predictor, clip, []))])
             assert attended == ([3] if together else [1, 1, 1]) * (FRAMES - 1)
     for a, b in zip(*seen, strict=True):
         assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()), rtol=0)
