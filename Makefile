@@ -6,7 +6,7 @@ SETUP := .venv/.ready
 JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-hosts lint format docs bench official notebooks clean
+.PHONY: demo test test-slow test-all test-hosts gpu lint format docs bench official notebooks clean
 
 demo: $(SETUP)
 	$(BIN)/sam2-keyframe demo --out demo-out
@@ -26,6 +26,10 @@ test-all: $(SETUP)
 # Hosts that conflict with the main environment, each in one of its own under .hosts/.
 test-hosts: $(SETUP)
 	tools/test_hosts.sh
+
+# On a machine with a CUDA device: the tests marked gpu, and tables of times with the card's name in benchmarks/results/gpu/.
+gpu: $(SETUP)
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(SETUP)
 	$(BIN)/ruff check .

@@ -45,6 +45,7 @@ OTHERS = """\
 scripts with commands of their own (python -m benchmarks.NAME --help):
   search_samplers       NSGA-II beside random search at equal budget: the hypervolume of their fronts
   tradeoff              what smaller memories and fewer tokens cost
+  gpu                   tests and tables of times on a GPU; many objects of the micro model on a CPU
   notebooks             run the notebooks and keep their outputs
   micro.train, micro.evaluate, micro.methods, micro.card
                         the embedded model: training, evaluation, the figures of its card

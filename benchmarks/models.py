@@ -62,12 +62,12 @@ def load_predictor(checkpoint: Path | None, device: str, image_size: int | None 
     return load_checkpoint(checkpoint, device, image_size, postprocessing=False)
 
 
-def random_tiny(device: str) -> Any:
-    """Return the official tiny architecture at 1024 px with random weights: right for time and bytes only."""
+def random_official(size: str, device: str) -> Any:
+    """Return an official architecture, "tiny" or "large", at 1024 px with random weights: right for time and bytes."""
     torch.manual_seed(0)
     from sam2.build_sam import build_sam2_video_predictor
 
-    predictor = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", None, device=device)
+    predictor = build_sam2_video_predictor(f"configs/sam2.1/sam2.1_hiera_{size[0]}.yaml", None, device=device)
     predictor.fill_hole_area = 0  # needs SAM 2's compiled extension, else it warns on every frame
     return predictor
 

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 import sam2_keyframe as sk
-from benchmarks.models import random_tiny
+from benchmarks.models import random_official
 from benchmarks.results import write_json
 from sam2_keyframe.micro import load_micro_predictor
 from sam2_keyframe.patches.wrapping import Wrapping
@@ -72,7 +72,7 @@ class Clock:
 
 def load(model: str, device: str) -> Any:
     """Return the embedded model, or the official tiny architecture with random weights at 1024 px."""
-    return load_micro_predictor(device) if model == "micro" else random_tiny(device)
+    return load_micro_predictor(device) if model == "micro" else random_official("tiny", device)
 
 
 def start(predictor: Any, frames: Any, mask: Any) -> tuple[Any, Any]:

@@ -146,17 +146,19 @@ def ramp(seed: int, edit: dict[str, float]) -> list[tuple[np.ndarray, np.ndarray
     return [render(seed, step / STEPS, **edit) for step in range(STEPS + 1)]
 
 
-def tracked(index: int, image: np.ndarray, mask: np.ndarray, features: dict[str, Any]) -> TrackedFrame:
+def tracked(
+    index: int, image: np.ndarray, mask: np.ndarray, features: dict[str, Any], device: str = "cpu"
+) -> TrackedFrame:
     """A frame of (h, w, 3) uint8 pixels with an exact (h, w) mask, two worse candidates and given features."""
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
-    logits = torch.from_numpy(np.where(mask, 10.0, -10.0).astype(np.float32))[None, None]
+    pixels = torch.from_numpy(image.copy()).to(device).permute(2, 0, 1).float() / 255
+    logits = torch.from_numpy(np.where(mask, 10.0, -10.0).astype(np.float32)).to(device)[None, None]
     beside = logits.roll(60, 3).maximum(logits)
     return TrackedFrame(
         frame_idx=index,
         pred_masks=logits,
         candidate_masks=torch.cat([logits, beside, -logits], 1),
-        candidate_ious=torch.tensor([[0.9, 0.6, 0.3]]),
-        object_score_logits=torch.full((1, 1), 10.0),
+        candidate_ious=torch.tensor([[0.9, 0.6, 0.3]], device=device),
+        object_score_logits=torch.full((1, 1), 10.0, device=device),
         shared=FrameMemo(lambda: pixels),
         **features,
     )

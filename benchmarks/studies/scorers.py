@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.models import random_tiny
+from benchmarks.models import random_official
 from benchmarks.results import write_json
 from benchmarks.studies.reaction import QUALITY, RESULTS, SCORERS, SIDE, react, tracked
 from benchmarks.tables import markdown, replace_between
@@ -89,7 +89,7 @@ def cost(repeats: int = 31) -> None:
     torch.set_num_threads(2)
     models = {
         "micro at 256 px": frame_milliseconds(load_micro_predictor(image_size=256), 34),
-        "official tiny at 1024 px, random weights": frame_milliseconds(random_tiny("cpu"), 8),
+        "official tiny at 1024 px, random weights": frame_milliseconds(random_official("tiny", "cpu"), 8),
     }
     rows: dict[str, dict[str, float]] = {}
     for side in (256, 1024):
