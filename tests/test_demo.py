@@ -17,7 +17,13 @@ from sam2_keyframe.synthetic import make_clip
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("FRAMES", 5), ("SEEDS", (7001, 7002)), ("SHOWN_SIZE", 64), ("SIZE", 64)):
+    for name, value in (
+        ("CHALLENGE", "long"),
+        ("FRAMES", 5),
+        ("SEEDS", (7001, 7002)),
+        ("SHOWN_SIZE", 64),
+        ("SIZE", 64),
+    ):
         monkeypatch.setattr(demo, name, value)
 
 
@@ -37,7 +43,7 @@ def test_demo_writes_both_runs_and_ends_with_the_paths(tmp_path: Path, capsys: A
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert stream.width == 2 * stream.height
         assert len(list(film.decode(stream))) == 5
-    assert said.count("2 clips, lost ones included") == 2
+    assert said.count("\n  7001 ") == said.count("\n  7002 ") == said.count("\n  mean ") == 2
     assert said.split("do it yourself:")[0].count("note: ") == 2, "what the model is good for, at start and end"
 
 
@@ -51,25 +57,32 @@ def test_what_the_demo_prints_to_try_works(tmp_path: Path, capsys: Any) -> None:
     assert cli.main([*mine, "--image-size", "64"]) == 0
 
 
-def test_the_score_is_the_overlap_with_the_truth() -> None:
-    clip = make_clip("long", 7001, frames=6, size=64, photos=False)
-    truth = [clip.masks[t] == 1 for t in range(6)]
+def test_the_scores_are_of_the_truth_after_returns_and_while_away() -> None:
+    clip = make_clip("absence_filled", 7001, frames=70, size=64, photos=False)
+    truth = [clip.masks[t] == 1 for t in range(70)]
+    gone = ~clip.visible[:, 0]
+    first, stop = np.flatnonzero(np.diff(gone)) + 1
 
     class Row:
         memory = type("Taken", (), {"nbytes": 2**21, "tokens": 10})()
         milliseconds = 3.0
 
-    assert demo.score(clip, truth, [Row]).overlap == 1.0
-    assert not demo.score(clip, truth, [Row]).lost
-    nothing = [np.zeros_like(mask) for mask in truth]
-    missed = demo.score(clip, nothing, [Row])
-    assert missed.overlap == pytest.approx(np.mean([not mask.any() for mask in truth[1:]]))
-    assert missed.lost == bool(clip.visible[1:, 0].any())
+    found = demo.score(clip, truth, [Row])
+    assert (found.overlap, found.recovery, found.false_masks, found.mib) == (1.0, 1.0, 0.0, 2.0)
+    everywhere = demo.score(clip, [np.ones_like(mask) for mask in truth], [Row])
+    assert everywhere.false_masks == 1.0
+    assert everywhere.recovery == pytest.approx(np.mean([mask.mean() for mask in truth[stop : stop + 30]]))
+    late = [mask & (t < stop or t >= stop + 3) for t, mask in enumerate(truth)]
+    assert demo.score(clip, late, [Row]).recovery == pytest.approx(1 - 3 / min(30, 70 - stop))
     lines = demo.table(
-        {"stock": [demo.Score(0.5, False, 1, 100, 2)] * 3, "keyframe": [demo.Score(0.1, True, 1, 50, 2)]}
+        {"stock": [demo.Score(0.5, 0.2, 0.1, 1, 100, 2)] * 2, "keyframe": [demo.Score(0.1, 0.4, 0.0, 1, 50, 2)] * 2},
+        (7, 8),
     )
-    assert lines[1].split()[:4] == ["stock", "50.0", "0", "of"]
-    assert lines[2].split()[:4] == ["keyframe", "10.0", "1", "of"]
+    assert lines[0].split() == ["stock", "keyframe"]
+    assert [line.split()[0] for line in lines[2:5]] == ["7", "8", "mean"]
+    assert lines[2].split()[1:] == lines[4].split()[1:] == ["50.0", "20.0", "10.0", "10.0", "40.0", "0.0"]
+    assert lines[-1].split() == ["keyframe", "1.00", "50", "2.0"]
+    assert first > 0
 
 
 def test_the_clip_that_is_shown_has_what_the_text_promises() -> None:
@@ -78,15 +91,14 @@ def test_the_clip_that_is_shown_has_what_the_text_promises() -> None:
     gone = np.flatnonzero(~seen)
     assert seen[0]
     assert seen[-1]
-    assert len(gone) >= 6
-    assert np.diff(gone).max() > 1, "it goes twice"
+    assert len(gone) >= 30
     assert len({*demo.SEEDS}) == 8
 
 
 @pytest.mark.slow
-def test_the_whole_demo_takes_under_a_minute(tmp_path: Path) -> None:
+def test_the_whole_demo_takes_about_a_minute(tmp_path: Path) -> None:
     start = time.process_time()
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 0
-    assert time.process_time() - start < 60, "of processor time, so less by the clock on an idle machine"
+    assert time.process_time() - start < 90, "of processor time, so less by the clock on an idle machine"
     with Image.open(tmp_path / "out" / "keyframe" / "memory.png") as image:
         assert image.width > 800
