@@ -23,12 +23,13 @@ class Handle:
     Attributes:
         predictor: The wrapped predictor; keep calling it.
         method: The method it runs.
+        host: What runs it.
     """
 
     def __init__(self, host: Host) -> None:
         self.predictor = host.predictor
         self.method = host.method
-        self._host = host
+        self.host = host
         self._entered = False
 
     @property
@@ -40,7 +41,7 @@ class Handle:
         """Undo the wrapping; does nothing when it was undone or replaced already."""
         if self.active:
             del vars(self.predictor)[ATTRIBUTE]
-            self._host.uninstall()
+            self.host.uninstall()
 
     def __enter__(self) -> Handle:
         if not self.active:
@@ -55,7 +56,7 @@ class Handle:
         self.unwrap()
 
     def __repr__(self) -> str:
-        rows = [bank.stats.last for bank in self._host.banks]
+        rows = [bank.stats.last for bank in self.host.banks]
         now = sum(row.memory.nbytes for row in rows if row is not None) / MIB
         stock = sum(row.stock.nbytes for row in rows if row is not None) / MIB
         held = sum(len(row.keyframes) for row in rows if row is not None)
@@ -104,8 +105,8 @@ def wrap(
     chosen.check_fits(host.facts().num_maskmem - 1)
     if batch_objects:
         host.batch_objects()
-    current = vars(predictor).get(ATTRIBUTE)
-    if isinstance(current, Handle):
+    current = handle_of(predictor)
+    if current is not None:
         if current._entered:
             raise RuntimeError("the predictor is wrapped by an open `with` block; leave it before wrapping again")
         current.unwrap()
@@ -115,14 +116,20 @@ def wrap(
     return handle
 
 
+def handle_of(predictor: Any) -> Handle | None:
+    """Return the handle of a wrapped predictor; None where it is not wrapped."""
+    handle = getattr(predictor, "__dict__", {}).get(ATTRIBUTE)
+    return handle if isinstance(handle, Handle) else None
+
+
 def unwrap(predictor: Any) -> None:
     """Undo `wrap`: takes the predictor or the handle; does nothing on a predictor that is not wrapped.
 
     Raises:
         RuntimeError: The predictor is wrapped by an open `with` block, which undoes it at its end.
     """
-    handle = predictor if isinstance(predictor, Handle) else vars(predictor).get(ATTRIBUTE)
-    if isinstance(handle, Handle):
+    handle = predictor if isinstance(predictor, Handle) else handle_of(predictor)
+    if handle is not None:
         if handle._entered:
             raise RuntimeError("the predictor is wrapped by an open `with` block, which unwraps it at its end")
         handle.unwrap()

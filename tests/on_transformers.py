@@ -293,8 +293,8 @@ def stored(session: Any) -> dict[tuple[Any, ...], torch.Tensor]:
 
 def held_bytes(session: Any) -> int:
     """Return the bytes of all that a session stores of its objects, views counted once and as what they hold."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in stored(session).values()}
-    return sum(storages.values())
+    tensors = [t for value in stored(session).values() for t in (value if isinstance(value, list) else [value])]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def assert_seen_equal(left: Seen, right: Seen) -> None:

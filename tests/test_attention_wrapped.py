@@ -100,7 +100,7 @@ def test_every_memory_whole_by_the_per_key_path_is_stock(
         model = make_predictor()
         handle = sk.wrap(model, "stock", attend=Pool(2))  # puts the hook in place
         pooled = run(model, session, clip_folder, clip)
-        hook: AttentionHook = handle._host._attention
+        hook: AttentionHook = handle.host._attention
         before = hook.calls
         monkeypatch.setattr(reading, "scheme_for", lambda attend, **about: Whole())
         ours = run(model, session, clip_folder, clip)
@@ -215,7 +215,7 @@ def test_modulation_by_one_is_stock(session: str, clip_folder: Any, clip: Any) -
     unwrapped = run(model, session, clip_folder, clip)
     with sk.wrap(model, "stock", attend=Modulated(1.0, 1.0)) as handle:
         ours = run(model, session, clip_folder, clip)
-        assert handle._host._attention.calls > 0
+        assert handle.host._attention.calls > 0
     assert_equal(ours, unwrapped)
     with sk.wrap(model, "stock", attend=Modulated()):
         modulated = run(model, session, clip_folder, clip)

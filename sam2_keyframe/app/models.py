@@ -1,4 +1,4 @@
-"""What `--model` names: official sizes, checkpoints in the official format, Hugging Face ids, the micro model."""
+"""What `--model` names: official sizes, checkpoints in the official format, models of other hosts, the micro model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe._checks import brief, did_you_mean
+from sam2_keyframe.micro.transformers import fit_memories
 
 CHOICES = (
-    "tiny, small, base_plus, large, a checkpoint PATH.pt, a Hugging Face ID such as facebook/sam2.1-hiera-tiny, micro"
+    "tiny, small, base_plus, large, a checkpoint PATH.pt, a Hugging Face ID such as facebook/sam2.1-hiera-tiny, "
+    "hf:ID or hf:FOLDER for a model of transformers, ultralytics:sam2.1_t.pt, micro"
 )
 
 SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
@@ -31,7 +33,7 @@ RANDOM_MODEL = "RANDOM WEIGHTS: masks mean nothing"
 def load_model(
     name: str, device: str, checkpoint: Path | None = None, image_size: int | None = None
 ) -> tuple[Any, str]:
-    """Return a SAM 2 video predictor in evaluation mode, and a warning to stamp on pictures ("" for real models).
+    """Return a video predictor in evaluation mode, and a warning to stamp on pictures ("" for real models).
 
     Args:
         name: One of `CHOICES`.
@@ -42,7 +44,7 @@ def load_model(
     Raises:
         ValueError: The name, the device or a file's contents are not what they should be.
         FileNotFoundError: There is no such checkpoint.
-        ImportError: SAM 2 is not installed.
+        ImportError: SAM 2, or the host that the name asks for, is not installed.
     """
     check_place(device, image_size)
     if name in SIZES:
@@ -51,6 +53,9 @@ def load_model(
         raise ValueError(f"--checkpoint {checkpoint} goes with --model {', '.join(SIZES)}, not with {name!r}")
     if name == "micro":
         return _micro(device, image_size or 256)
+    host, _, rest = name.partition(":")
+    if host == "hf":
+        return _from_transformers(rest, device, image_size), ""
     if name.endswith((".pt", ".pth")) or Path(name).is_file():
         return load_checkpoint(Path(name), device, image_size), ""
     if name.count("/") == 1 and not name.startswith((".", "/")):
@@ -227,6 +232,54 @@ def _from_hub(model_id: str, device: str, image_size: int | None) -> Any:
             f"--model {model_id}: cannot be downloaded ({reason}); check the network, or download the checkpoint by "
             f"hand from {DOWNLOAD} and give its path"
         ) from None
+
+
+VIDEO_MODELS = {
+    "sam2_video": "Sam2VideoModel",
+    "sam3_tracker_video": "Sam3TrackerVideoModel",
+    "edgetam_video": "EdgeTamVideoModel",
+}
+"""Models of transformers that track what is prompted, by the kind that their configuration names."""
+
+
+def _from_transformers(name: str, device: str, image_size: int | None) -> Any:
+    """Return a video model of transformers, from the Hub or a folder that `save_pretrained` wrote."""
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError(
+            f"--model hf:{name}: transformers is not installed: pip install 'sam2-keyframe[transformers]'"
+        ) from None
+    if not name:
+        raise ValueError("--model hf: names no model; write hf:facebook/sam2.1-hiera-tiny or hf:FOLDER")
+    if image_size is not None:
+        raise ValueError(
+            f"--image-size {image_size}: a model of transformers sees squares of the size it was saved for"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        kind = VIDEO_MODELS.get(config.model_type)
+        model = None if kind is None else _fitting(getattr(transformers, kind)).from_pretrained(name)
+    except Exception as error:  # of many kinds: no network, no such model, a damaged file
+        reason = brief((str(error) or type(error).__name__).splitlines()[0])
+        raise ValueError(
+            f"--model hf:{name} cannot be loaded ({reason}); check the name, the folder and the network"
+        ) from error
+    if model is None:
+        raise ValueError(
+            f"--model hf:{name} is a {config.model_type!r}; those that track are {', '.join(VIDEO_MODELS)}"
+        )
+    return model.to(device).eval()
+
+
+def _fitting(model_class: Any) -> Any:
+    """Return a class of transformers whose models take memories of any width."""
+
+    def build(self: Any, config: Any) -> None:
+        model_class.__init__(self, config)
+        fit_memories(self)
+
+    return type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
 
 
 def _resized(image_size: int | None) -> list[str]:

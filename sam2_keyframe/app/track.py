@@ -111,7 +111,7 @@ def track(
     is whole.
 
     Args:
-        predictor: A SAM 2 video predictor.
+        predictor: What `sam2_keyframe.wrap` takes.
         source: The video.
         method: The memory method.
         prompts: At least one.
@@ -216,7 +216,7 @@ def track(
     return report
 
 
-def new_state(predictor: Any, source: FrameSource) -> dict[str, Any]:
+def new_state(predictor: Any, source: FrameSource) -> Any:
     """Return an inference state over a lazily read video, made in the precision that it is tracked in."""
     with precision(torch.device(predictor.device)):
         return init_state(predictor, source)
@@ -225,7 +225,7 @@ def new_state(predictor: Any, source: FrameSource) -> dict[str, Any]:
 @torch.inference_mode()
 def sweep(
     predictor: Any,
-    state: dict[str, Any],
+    state: Any,
     source: FrameSource,
     prompts: Sequence[Prompt],
     on_error: str = "stop",
@@ -241,13 +241,11 @@ def sweep(
         FrameError: A frame cannot be read, or one with a prompt.
     """
     given = sorted({prompt.frame_idx for prompt in prompts})
-    device = torch.device(predictor.device)
+    driver = driver_of(predictor)
     for start, end in zip(given, [*given[1:], len(source)], strict=True):
         read_frame(source, start)
-        with precision(device):
-            for prompt in prompts:
-                if prompt.frame_idx == start:
-                    _give(predictor, state, prompt)
+        with precision(driver.device):
+            driver.prompt(state, start, {each.obj_id: _given(each) for each in prompts if each.frame_idx == start})
         tracking = None
         for t in range(start, end):
             try:
@@ -260,8 +258,8 @@ def sweep(
                     lost.append(t)
                 continue
             if tracking is None:
-                tracking = driver_of(predictor).track(state, t, end - t - 1)
-            with precision(device):
+                tracking = driver.track(state, t, end - t - 1)
+            with precision(driver.device):
                 _, obj_ids, logits = next(tracking)
             yield t, frame, list(obj_ids), logits
 
@@ -313,14 +311,17 @@ def read_frame(source: FrameSource, t: int) -> Pixels:
         raise FrameError(str(error)) from error
 
 
-def _give(predictor: Any, state: dict[str, Any], prompt: Prompt) -> None:
+def _given(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as a driver takes it."""
     if prompt.mask is not None:
-        predictor.add_new_mask(state, prompt.frame_idx, prompt.obj_id, prompt.mask)
-        return
-    points = np.array([point[:2] for point in prompt.points], np.float32) if prompt.points else None
-    labels = np.array([point[2] for point in prompt.points], np.int32) if prompt.points else None
-    box = np.array(prompt.box, np.float32) if prompt.box else None
-    predictor.add_new_points_or_box(state, prompt.frame_idx, prompt.obj_id, points=points, labels=labels, box=box)
+        return {"mask": prompt.mask}
+    given: dict[str, Any] = {}
+    if prompt.points:
+        given["points"] = np.array([point[:2] for point in prompt.points], np.float32)
+        given["labels"] = np.array([point[2] for point in prompt.points], np.int32)
+    if prompt.box:
+        given["box"] = np.array(prompt.box, np.float32)
+    return given
 
 
 def precision(device: torch.device) -> Any:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,29 @@ NO_OBJECT = -1024.0
 
 RELEASED = "released"
 """Owner of a bank whose wrapping was undone."""
+
+
+class Listener(Protocol):
+    """Is told of every frame that a bank takes in, with all that scorers look at, whatever the method measures."""
+
+    def prompted(self, bank: MemoryBank, frame_idx: int, frame: TrackedFrame | None, cond: bool) -> None:
+        """Take note of a frame that was prompted (`cond`), or corrected after it was tracked."""
+        ...
+
+    def tracked(self, bank: MemoryBank, moment: Moment, frame: TrackedFrame | None) -> None:
+        """Take note of a tracked frame; None where it is a corrected one that stays as it is."""
+        ...
+
+
+class Owner:
+    """The wrapping that banks belong to: a bank that held the patch would keep the model alive.
+
+    Attributes:
+        listeners: Who is told of the frames that its banks take in.
+    """
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
 
 
 class MemoryBank:
@@ -70,6 +93,11 @@ class MemoryBank:
         self.settle()
         self.store.land()
         return {**vars(self), "owner": RELEASED if self.owner is RELEASED else None}
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Who is told of the frames that are taken in."""
+        return self.owner.listeners if isinstance(self.owner, Owner) else []
 
     # -- before a frame is tracked ------------------------------------------------------------------------------
 
@@ -217,6 +245,8 @@ class MemoryBank:
         self.settle()
         self.selection.pass_over(frame_idx)
         self.trim(moment.then())
+        for listener in self.listeners:
+            listener.tracked(self, moment, None)
         return entry
 
     def not_yet(self, cond: Mapping[int, Entry], moment: Moment) -> Entry | None:
@@ -262,14 +292,19 @@ class MemoryBank:
         if frame is not None and self.method.observes:
             self.selection.measure(frame)
             reference = frame.reference()
-        if cond:
-            if reference is not None:
-                self.selection.prompts[frame_idx] = reference
-            return
-        self.store.put(frame_idx, entry)
-        if self.method.keyframes.n or self.method.protect_corrections:
-            self.stats.keyframes += 1
-            self.selection.correct(frame_idx, reference)
+        if cond and reference is not None:
+            self.selection.prompts[frame_idx] = reference
+        if not cond:
+            self.store.put(frame_idx, entry)
+            if self.method.keyframes.n or self.method.protect_corrections:
+                self.stats.keyframes += 1
+                self.selection.correct(frame_idx, reference)
+        self.tell(frame_idx, frame, cond)
+
+    def tell(self, frame_idx: int, frame: TrackedFrame | None, cond: bool) -> None:
+        """Tell those who listen of a prompted or corrected frame."""
+        for listener in self.listeners:
+            listener.prompted(self, frame_idx, frame, cond)
 
     def _age(self, moment: Moment) -> None:
         """Compress the frames that entered a buffer, consolidate and forget those that left it."""
@@ -458,12 +493,14 @@ class Tracking:
 
         Args:
             entry: What the host stores of it.
-            frame: What scorers look at; None where the method measures nothing.
+            frame: What scorers look at; None where nobody asks for it.
         """
         bank, moment, reading = self.bank, self.moment, self.reading
         if frame is not None:
             frame.measured.update(self.measured)
-        bank.observe(entry, frame, moment, self.cond)
+        bank.observe(entry, frame if bank.method.observes else None, moment, self.cond)
+        for listener in bank.listeners:
+            listener.tracked(bank, moment, frame)
         if self.as_prompted is not None:
             bank.as_prompted = self.as_prompted.to(entry["maskmem_features"])
         bank.trim(moment.then())
@@ -484,7 +521,17 @@ class Banks:
     def __init__(self, method: KeyframeMemory) -> None:
         self.method = method
         self._all: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
-        self._owner = object()  # a bank that held the patch would keep the model alive
+        self._owner = Owner()
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Who is told of the frames that the banks take in."""
+        return self._owner.listeners
+
+    @property
+    def observe(self) -> bool:
+        """Whether somebody looks at frames: the method, or who listens."""
+        return self.method.observes or bool(self.listeners)
 
     def __iter__(self) -> Iterator[MemoryBank]:
         return iter(self._all)

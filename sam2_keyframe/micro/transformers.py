@@ -80,12 +80,19 @@ def build_transformers_model(weights: Mapping[str, Tensor], image_size: int) -> 
         raise ImportError("this needs transformers: pip install 'sam2-keyframe[transformers]'") from error
     with torch.random.fork_rng(devices=[]):  # start values are drawn, only to be replaced
         model: Any = Sam2VideoModel(_config(image_size))
-        for layer in model.memory_attention.layers:  # transformers takes memories of 64 channels for granted
-            attention = layer.cross_attn_image
-            attention.k_proj, attention.v_proj = (nn.Linear(MEMORY, attention.internal_dim) for _ in range(2))
+        fit_memories(model)
     model.load_state_dict(convert(weights), strict=True)
     loaded: Sam2VideoModel = model
     return loaded
+
+
+def fit_memories(model: Any) -> None:
+    """Have a model attend to memories of the width that its configuration says: transformers takes 64 for granted."""
+    width = model.config.memory_encoder_output_channels
+    for layer in model.memory_attention.layers:
+        attention = layer.cross_attn_image
+        if attention.k_proj.in_features != width:
+            attention.k_proj, attention.v_proj = (nn.Linear(width, attention.internal_dim) for _ in range(2))
 
 
 def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

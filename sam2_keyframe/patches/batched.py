@@ -107,9 +107,12 @@ class Batched(Sam2):
         place = state["output_dict_per_obj"][obj_idx]
 
         def adopt(bank: MemoryBank) -> None:
-            for frame_idx, entry in place[COND].items() if self.method.observes else ():
+            for frame_idx, entry in place[COND].items() if self.banks.observe else ():
+                frame = self.adopted(state, frame_idx, entry)
                 if _has_input(state, obj_idx, frame_idx):
-                    bank.prompted(frame_idx, entry, self._frames.adopted(state, frame_idx, entry), cond=True)
+                    bank.prompted(frame_idx, entry, frame, cond=True)
+                else:
+                    bank.tell(frame_idx, frame, cond=True)
 
         return self.banks.get(place, place[TRACKED], adopt)
 
@@ -211,9 +214,11 @@ class Batched(Sam2):
                     entry = state["output_dict_per_obj"][obj_idx][key].get(t)
                     if entry is None or entry["maskmem_features"] is None:
                         continue
+                    frame = self._frames.prompted(t, entry, memos.get(t) or self._memo(state, t))
                     if (obj_idx, key, t) in new:
-                        frame = self._frames.prompted(t, entry, memos.get(t) or self._memo(state, t))
                         bank.prompted(t, entry, frame, cond=key == COND)
+                    elif key == COND:  # with another object's prompt
+                        bank.tell(t, frame, cond=True)
                     elif key == TRACKED and bank.store.entries.get(t) is not entry:
                         bank.taken_back(t, entry)
 

@@ -1,7 +1,7 @@
-"""Driving facebookresearch's SAM 2 frame by frame: its inference state, made from one frame, what is replaced in it.
+"""Driving a host frame by frame: facebookresearch's SAM 2, its inference state made from one frame.
 
-SAM 2 reads a whole video before it begins, and draws progress bars without asking. `Stream`, `init_state` and the
-command line come to it through this module alone.
+SAM 2 reads a whole video before it begins, and draws progress bars without asking. `Stream`, `init_state`, `record` and
+the command line come to a host through a `Driver` alone; that of another host overrides what it does otherwise.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ Output = tuple[int, list[Any], Tensor]
 
 ENDLESS = 10**9
 """Frames of a video that does not end: SAM 2 scales the time between frames by min(num_frames, 16)."""
+
+Prompted = Mapping[Hashable, Mapping[str, Any]]
+"""By object id, its prompt on a frame, in pixels: a mask, or points and labels, or a box, or those and it."""
 
 
 class TrackedPerObject(dict[int, TrackedFrames]):
@@ -46,11 +49,13 @@ class Driver:
 
     Attributes:
         image_size: Side of the square that the model sees, in pixels.
+        device: Where it runs.
     """
 
     def __init__(self, predictor: Any) -> None:
         self.predictor = predictor
         self.image_size: int = predictor.image_size
+        self.device = torch.device(predictor.device)
 
     def open(self, frame: npt.NDArray[np.uint8], images: Any = None, num_frames: int = ENDLESS, **options: Any) -> Any:
         """Return an inference state of a video.
@@ -71,20 +76,44 @@ class Driver:
             state["frames_tracked_per_obj"] = TrackedPerObject()
         return state
 
-    def show(self, state: Any, t: int, image: Tensor) -> None:
-        """Make an image, (3, S, S) as SAM 2 normalises it, the state's only frame."""
-        state["images"] = {t: image}
+    def length(self, state: Any) -> int:
+        """Return how many frames the video has."""
+        return int(state["num_frames"])
+
+    def frame_size(self, state: Any) -> tuple[int, int]:
+        """Return height and width of its frames."""
+        return int(state["video_height"]), int(state["video_width"])
+
+    def obj_ids(self, state: Any) -> list[Any]:
+        """Return the ids of its objects."""
+        return list(state["obj_ids"])
+
+    def show(self, state: Any, t: int, frame: npt.NDArray[np.uint8], image: Callable[[], Tensor]) -> None:
+        """Make a frame the state's only one.
+
+        Args:
+            state: The state.
+            t: The frame's number.
+            frame: (H, W, 3) uint8 RGB.
+            image: Gives it as (3, S, S), as SAM 2 resizes and normalises it.
+        """
+        state["images"] = {t: image()}
 
     def shows(self, state: Any, t: int) -> bool:
         """Return whether frame `t` is there."""
         return t in state["images"]
 
-    def prompt(self, state: Any, t: int, obj_id: Hashable, prompt: Mapping[str, Any]) -> Output:
-        """Prompt or correct an object: `prompt` has a mask, or points and labels, or a box, or those and it."""
-        if "mask" in prompt:
-            output: Output = self.predictor.add_new_mask(state, t, obj_id, prompt["mask"])
-        else:
-            output = self.predictor.add_new_points_or_box(state, t, obj_id, **prompt)
+    def prompt(self, state: Any, t: int, prompts: Prompted) -> None:
+        """Prompt objects on a frame that is tracked next."""
+        self.correct(state, t, prompts)
+
+    def correct(self, state: Any, t: int, prompts: Prompted) -> Output:
+        """Prompt or correct objects, at least one; return the masks of the frame as they are then."""
+        for obj_id, prompt in prompts.items():
+            if "mask" in prompt:
+                output: Output = self.predictor.add_new_mask(state, t, obj_id, prompt["mask"])
+            else:
+                output = self.predictor.add_new_points_or_box(state, t, obj_id, **prompt)
         return output
 
     def take_in(self, state: Any) -> None:
@@ -118,12 +147,17 @@ class Driver:
         for name in ("frames_tracked_per_obj", "point_inputs_per_obj", "mask_inputs_per_obj"):
             for per_frame in state[name].values():
                 keep_only(per_frame, [t])
-        for output_dict in state["output_dict_per_obj"].values():
-            prompted = sorted(output_dict["cond_frame_outputs"])
-            keep_only(output_dict["cond_frame_outputs"], prompted[:1] + prompted[1:][1 - most :])
-            bank = output_dict.get(KEY)
-            if bank is not None:
-                bank.let_go_corrections(most)
+        trim_prompts(state["output_dict_per_obj"].values(), most)
+
+
+def trim_prompts(places: Iterable[MutableMapping[str, Any]], most: int) -> None:
+    """Let go, of each object, all prompted frames but the first and the newest, and corrections likewise."""
+    for place in places:
+        prompted = sorted(place["cond_frame_outputs"])
+        keep_only(place["cond_frame_outputs"], prompted[:1] + prompted[1:][1 - most :])
+        bank = place.get(KEY)
+        if bank is not None:
+            bank.let_go_corrections(most)
 
 
 def quiet(method: Callable[..., Any]) -> Callable[..., Any]:

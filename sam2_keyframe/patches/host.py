@@ -16,6 +16,8 @@ from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.driving import Driver
+from sam2_keyframe.patches.wrapping import Wrapping
+from sam2_keyframe.types import TrackedFrame
 
 
 class ObjectFrames(NamedTuple):
@@ -81,6 +83,17 @@ class Host(Protocol):
 
     def install(self) -> None:
         """Put the wrappers in place, on the instance."""
+        ...
+
+    def look(self, wrapping: Wrapping) -> None:
+        """Put those wrappers in place that take note of what scorers look at; `wrapping` is of the predictor.
+
+        `install` does so where the method measures something.
+        """
+        ...
+
+    def adopted(self, session: Any, frame_idx: int, entry: Entry) -> TrackedFrame | None:
+        """Return a frame that was prompted earlier as scorers see it; None where its pixels are gone."""
         ...
 
     def uninstall(self) -> None:

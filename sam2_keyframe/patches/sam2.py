@@ -20,6 +20,7 @@ from sam2_keyframe.attention.maths import Whole, check_grid
 from sam2_keyframe.bank.bank import KEY, Banks, MemoryBank, Tracking
 from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.statistics import has_memory
+from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.attention import AttentionHook, compiles
 from sam2_keyframe.patches.driving import Driver
@@ -35,7 +36,7 @@ from sam2_keyframe.patches.wrapping import (
     method_signature,
     refuse_copying,
 )
-from sam2_keyframe.types import FrameMemo
+from sam2_keyframe.types import FrameMemo, TrackedFrame
 
 REQUIRED = {
     "_prepare_memory_conditioned_features": {"frame_idx", "is_init_cond_frame", "output_dict", "track_in_reverse"},
@@ -129,15 +130,22 @@ class Sam2:
             self._wrapping.wrap("add_new_mask", self._add_mask)
         self._supply_clearing()
         if self.method.observes:
-            self._wrapping.wrap("_run_memory_encoder", self._encode_prompt)
-            self._wrapping.wrap("track_step", self._encode)
-            hook = self.model.sam_mask_decoder.register_forward_hook(self._decoded)
-            self._wrapping.on_undo(hook.remove)
+            self.look(self._wrapping)
         if self.method.as_prompted:
             self._wrapping.wrap("_encode_new_memory", self._encode_as_prompted)
         if self._attention is not None:
             self._attention.install()
             self._wrapping.on_undo(self._attention.uninstall)
+
+    def look(self, wrapping: Wrapping) -> None:
+        """Put those wrappers in place that take note of what scorers look at."""
+        wrapping.wrap("_run_memory_encoder", self._encode_prompt)
+        wrapping.wrap("track_step", self._encode)
+        wrapping.on_undo(self.model.sam_mask_decoder.register_forward_hook(self._decoded).remove)
+
+    def adopted(self, session: Any, frame_idx: int, entry: Entry) -> TrackedFrame | None:
+        """Return a frame that was prompted earlier as scorers see it, if its pixels are still there."""
+        return self._frames.adopted(session, frame_idx, entry)
 
     def uninstall(self) -> None:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
@@ -200,9 +208,9 @@ class Sam2:
         state[TRACKED_BY] = self._tracked_by
 
         def adopt(bank: MemoryBank) -> None:
-            if self.method.observes:
+            if self.banks.observe:
                 for frame_idx, entry in output_dict["cond_frame_outputs"].items():
-                    bank.prompted(frame_idx, entry, self._frames.adopted(state, frame_idx, entry), cond=True)
+                    bank.prompted(frame_idx, entry, self.adopted(state, frame_idx, entry), cond=True)
 
         return self.banks.get(output_dict, output_dict["non_cond_frame_outputs"], adopt)
 

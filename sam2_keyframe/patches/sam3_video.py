@@ -9,11 +9,13 @@ model's `forward` returns. Objects may be removed, and are then numbered anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.bounded import keep_only
-from sam2_keyframe.patches.transformers import ENCODED, STEPS, Session, Transformers, is_called, missing
+from sam2_keyframe.patches.driving import ENDLESS, Driver, Prompted
+from sam2_keyframe.patches.sessions import SessionDriver
+from sam2_keyframe.patches.transformers import ENCODED, HALF, STEPS, Session, Transformers, is_called, missing
 from sam2_keyframe.patches.wrapping import Wrapping, during, refuse_copying
 
 KEEP_PROMPTS = 16
@@ -26,6 +28,32 @@ OUTER: Mapping[str, set[str]] = {
     "forward": {"inference_session", "frame_idx", "frame", "reverse"},
     "_tracker_update_memories": {"inference_session", "frame_idx", "low_res_masks"},
 }
+
+
+class TextDriver(SessionDriver):
+    """Opens sessions of the model over whole videos; its objects are found by text, so it does nothing more."""
+
+    def open(self, frame: Any, images: Any = None, num_frames: int = ENDLESS, **options: Any) -> Any:
+        """Return a session over a video; see `Driver.open`.
+
+        Raises:
+            TypeError: There are no `images`, as for a live stream.
+        """
+        return self._refuse() if images is None else super().open(frame, images, num_frames, **options)
+
+    def prompt(self, state: Any, t: int, prompts: Prompted) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            TypeError: Always.
+        """
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self.predictor).__name__} finds objects by text, not by masks, points or boxes: give it a session "
+            "with session.add_prompt(), or track with a Sam3TrackerVideoModel"
+        )
 
 
 class Sam3Video(Transformers):
@@ -70,6 +98,11 @@ class Sam3Video(Transformers):
         """Restore what was there before, and hand the sessions back as transformers has them."""
         self._outer.undo()
         super().uninstall()
+
+    @classmethod
+    def driver(cls, predictor: Any) -> Driver:
+        """Return what opens sessions over videos."""
+        return TextDriver(predictor, HALF)
 
     def _forward(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         """Let the tracker run: the frame is over when the whole model's is."""

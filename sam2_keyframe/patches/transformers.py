@@ -187,12 +187,16 @@ class Transformers:
         if "_batch_encode_memories" in self.REQUIRED:
             wrapping.wrap("_batch_encode_memories", self._encode)
         if self.method.observes:
-            wrapping.on_undo(self.model.mask_decoder.register_forward_hook(self._decoded).remove)
+            self.look(wrapping)
         if self.method.as_prompted:
             wrapping.wrap("_encode_new_memory", self._encode_as_prompted)
         if self._attention is not None:
             self._attention.install()
             wrapping.on_undo(self._attention.uninstall)
+
+    def look(self, wrapping: Wrapping) -> None:
+        """Have what scorers look at taken note of."""
+        wrapping.on_undo(self.model.mask_decoder.register_forward_hook(self._decoded).remove)
 
     def uninstall(self) -> None:
         """Restore what was there before, and hand the sessions back as transformers has them."""
@@ -309,10 +313,10 @@ class Transformers:
             for kind in KINDS:
                 for entry in output_dict[kind].values():
                     self.take_in(entry)
-            if self.method.observes:
+            if self.banks.observe:
                 for frame_idx, entry in output_dict["cond_frame_outputs"].items():
                     if "obj_ptr" in entry:
-                        bank.prompted(frame_idx, entry, self._adopted(session, frame_idx, entry), cond=True)
+                        bank.prompted(frame_idx, entry, self.adopted(session, frame_idx, entry), cond=True)
 
         self._sessions.add(session)
         setattr(session, TRACKED_BY, self._tracked_by)
@@ -416,7 +420,7 @@ class Transformers:
             return
         began = time.perf_counter()
         self.take_in(entry)
-        frame = self._tracked(step, entry, memos) if self.method.observes else None
+        frame = self._tracked(step, entry, memos) if self.banks.observe else None
         if tracking is None or frame_idx in cond:
             step.bank.prompted(frame_idx, entry, frame, cond=frame_idx in cond)
         else:
@@ -448,8 +452,8 @@ class Transformers:
 
         return FrameMemo(image)
 
-    def _adopted(self, session: Session, frame_idx: int, entry: Entry) -> TrackedFrame | None:
-        """Return a prompted frame that was encoded before the model was wrapped, if its pixels are still there."""
+    def adopted(self, session: Session, frame_idx: int, entry: Entry) -> TrackedFrame | None:
+        """Return a frame that was prompted earlier as scorers see it, if its pixels are still there."""
         pixels = (session.processed_frames or {}).get(frame_idx)
         if pixels is None or not pixels.numel():
             return None

@@ -103,14 +103,20 @@ class Ultralytics(Batched):
         if self.method.store != "all":
             on_predictor.wrap("_prune_non_cond_memory", _keep_all)  # the bank decides what leaves
         if self.method.observes:
-            on_predictor.wrap("get_im_features", self._features)
-            on_model.wrap("track_step", self._encode)
-            on_model.on_undo(self.model.sam_mask_decoder.register_forward_hook(self._decoded).remove)
+            self.look(on_predictor)
         if self.method.as_prompted:
             on_model.wrap("_encode_new_memory", self._encode_as_prompted)
         if self._attention is not None:
             self._attention.install()
             on_model.on_undo(self._attention.uninstall)
+
+    def look(self, wrapping: Wrapping) -> None:
+        """Put those wrappers in place that take note of what scorers look at."""
+        wrapping.wrap("get_im_features", self._features)
+        on_model = Wrapping(self.model)
+        wrapping.on_undo(on_model.undo)
+        on_model.wrap("track_step", self._encode)
+        on_model.on_undo(self.model.sam_mask_decoder.register_forward_hook(self._decoded).remove)
 
     def uninstall(self) -> None:
         """Restore what was there before, and put each object's frames together in batches again."""

@@ -17,9 +17,9 @@ from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.conditions import parts_of
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import make_method
-from sam2_keyframe.patches.recording import record
 from sam2_keyframe.replay.given_masks import from_masks
 from sam2_keyframe.replay.player import Player
+from sam2_keyframe.replay.recorder import record
 from sam2_keyframe.replay.recording import Recording
 from sam2_keyframe.rules.filters import EffectiveScore, Visible
 from sam2_keyframe.types import Scorer

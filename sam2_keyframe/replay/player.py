@@ -19,7 +19,7 @@ from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.statistics import MemoryStats
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.frames import scoring_image
-from sam2_keyframe.patches.recording import SCORES
+from sam2_keyframe.replay.recorder import SCORES
 from sam2_keyframe.replay.recording import Recording
 from sam2_keyframe.replay.steps import Kind, Step, unpack
 from sam2_keyframe.scorers import Stability

@@ -33,7 +33,7 @@ class Stream:
     A context manager; `close()`, the end of the `with` or dropping the stream gives the predictor back unwrapped.
 
     Args:
-        predictor: A SAM 2 video predictor, of the stream's own while it is open.
+        predictor: A SAM 2 video predictor or a video model of transformers, of the stream's own while it is open.
         method: What `sam2_keyframe.wrap` takes; None leaves the predictor as it is, wrapped or not. "stock" grows.
         channels: Order of the channels in the arrays given to `step`: "rgb", or "bgr" as OpenCV has them.
         max_prompts: Prompted frames kept for each object: the first and the newest; at least 2.
@@ -68,7 +68,7 @@ class Stream:
         self._channels = channels
         self._max_prompts = max_prompts
         self._offload = offload_state_to_cpu
-        self._state: dict[str, Any] | None = None
+        self._state: Any = None
         self._corrected = False
         self._closed = False
         self._measures = confidence and method is not None
@@ -100,7 +100,7 @@ class Stream:
     @property
     def obj_ids(self) -> list[Any]:
         """Ids of the objects that are tracked."""
-        return [] if self._state is None else list(self._state["obj_ids"])
+        return [] if self._state is None else self._driver.obj_ids(self._state)
 
     @property
     def stats(self) -> dict[Any, MemoryStats]:
@@ -158,12 +158,12 @@ class Stream:
             rgb = np.ascontiguousarray(rgb[..., ::-1])
         state, t = self._open(rgb), self.frame_idx + 1
         try:
-            if prompts or state["obj_ids"]:
+            if prompts or self.obj_ids:
                 self._show(state, t, rgb)
-            for obj_id, prompt in prompts.items():
-                self._driver.prompt(state, t, obj_id, prompt)
-            if not state["obj_ids"]:
-                output: Output = (t, [], torch.zeros((0, 1, *rgb.shape[:2]), device=state["device"]))
+            if prompts:
+                self._driver.prompt(state, t, prompts)
+            if not self.obj_ids:
+                output: Output = (t, [], torch.zeros((0, 1, *rgb.shape[:2]), device=self._driver.device))
             else:
                 frame_idx, obj_ids, logits = self._driver.step(state, t)
                 output = (frame_idx, list(obj_ids), logits)
@@ -208,11 +208,10 @@ class Stream:
             raise RuntimeError("the stream was closed; make a new Stream")
         if state is None or not self._driver.shows(state, self.frame_idx):
             raise RuntimeError("there is no frame to correct; call step() with a frame and a prompt first")
-        prompts = read_prompts(masks, points, boxes, (state["video_height"], state["video_width"]))
+        prompts = read_prompts(masks, points, boxes, self._driver.frame_size(state))
         if not prompts:
             raise ValueError("correct() was given no prompt; give masks, points or boxes by object id")
-        for obj_id, prompt in prompts.items():
-            frame_idx, obj_ids, logits = self._driver.prompt(state, self.frame_idx, obj_id, prompt)
+        frame_idx, obj_ids, logits = self._driver.correct(state, self.frame_idx, prompts)
         self._corrected = True
         return frame_idx, list(obj_ids), logits
 
@@ -228,7 +227,7 @@ class Stream:
 
     # -- one frame ----------------------------------------------------------------------------------------------
 
-    def _open(self, rgb: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    def _open(self, rgb: npt.NDArray[np.uint8]) -> Any:
         if self._closed:
             raise RuntimeError("the stream was closed; make a new Stream")
         if self._handle is not None and not self._handle.active:
@@ -238,7 +237,7 @@ class Stream:
             )
         if self._state is None:
             self._state = self._driver.open(rgb, offload_state_to_cpu=self._offload)
-        size = (self._state["video_height"], self._state["video_width"])
+        size = self._driver.frame_size(self._state)
         if rgb.shape[:2] != size:
             raise ValueError(
                 f"the frame is {rgb.shape[1]}x{rgb.shape[0]} and the first one was {size[1]}x{size[0]}; "
@@ -246,9 +245,10 @@ class Stream:
             )
         return self._state
 
-    def _show(self, state: dict[str, Any], t: int, rgb: npt.NDArray[np.uint8]) -> None:
+    def _show(self, state: Any, t: int, rgb: npt.NDArray[np.uint8]) -> None:
         """Make `rgb` the state's only frame."""
         if self._corrected:
             self._driver.take_in(state)
         self._corrected = False
-        self._driver.show(state, t, normalise(resize(rgb, self._driver.image_size), state["device"]))
+        size, device = self._driver.image_size, self._driver.device
+        self._driver.show(state, t, rgb, lambda: normalise(resize(rgb, size), device))
