@@ -215,7 +215,7 @@ def _host_tracking(inference_state: Any, predictor: Any) -> Host:
             "no wrapped predictor is known to track this state: wrap() one before the state is made or tracked, keep "
             "it wrapped, or give it as load_memory(state, path, predictor)"
         )
-    return handle._host
+    return handle.host
 
 
 def forget(inference_state: Any) -> None:
