@@ -368,7 +368,7 @@ def test_everything_near_is_stock_by_the_same_path(session: str, autocast: bool,
         ours = run(model, session, clip_folder, clip)
     assert_equal(ours, unwrapped)
     assert_lively(ours[0])
-    hook, layers = handle._host._attention, len(model.memory_attention.layers)
+    hook, layers = handle.host._attention, len(model.memory_attention.layers)
     rows = [row for state in ours[2] for each in sk.memory_stats(state).values() for row in each.rows]
     assert hook.own_calls == hook.calls >= layers * len(rows) > 0
     assert {row.queries for row in rows} == {64}
@@ -406,7 +406,7 @@ def test_all_tokens_run_after_prompts_and_corrections_and_for_clicks(model: Any,
     masks = torch.from_numpy(clip.masks[0] == 1)
     ran: list[int] = []
     with sk.wrap(model, "keyframe", queries=NearObject(2, 0.0)) as handle:
-        hook, real = handle._host._attention, AttentionHook.layout
+        hook, real = handle.host._attention, AttentionHook.layout
 
         def layout(self: Any, chosen: Any) -> Any:
             ran.append(chosen.asked)

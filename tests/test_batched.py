@@ -502,10 +502,31 @@ def test_an_object_cannot_be_added_late(predictor: Any, clip_folder: Any, clip: 
         run(predictor, "late_object", clip_folder, clip)
 
 
-def test_what_is_refused(predictor: Any, clip_folder: Any) -> None:
-    state = predictor.init_state(str(clip_folder))
-    with pytest.raises(TypeError, match="tracks all objects in one batch"), sk.record(predictor, state):
-        pass
+@pytest.mark.parametrize("method", ["keyframe", "window"])
+def test_a_replay_repeats_the_run(method: str, leaving: Any) -> None:
+    """With a correction of one object, and a prompt of one that is a prompted frame of the other as well."""
+    clip, folder = leaving
+    predictor = legacy(**MICRO)
+    state = predictor.init_state(str(folder))
+    with sk.wrap(predictor, method), sk.record(predictor, state) as recording:
+        predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        predictor.add_new_mask(state, 3, 2, torch.from_numpy(clip.masks[3] == 2))
+        for _ in predictor.propagate_in_video(state, max_frame_num_to_track=12):
+            pass
+        predictor.add_new_mask(state, 8, 2, torch.from_numpy(clip.masks[8] == 2))
+        for _ in predictor.propagate_in_video(state, start_frame_idx=9):
+            pass
+        live = sk.memory_stats(state)
+    played = sk.replay(clip.frames, recording, method)
+    assert played.prompts == {1: [0, 3], 2: [0, 3]}
+    for obj_id, stats in live.items():
+        rows, again = list(stats.rows), list(played.stats[obj_id].rows)
+        assert [row.frame_idx for row in rows] == [row.frame_idx for row in again]
+        assert [row.attended for row in rows] == [row.attended for row in again]
+        assert [row.memory.frames for row in rows] == [row.memory.frames for row in again]
+
+
+def test_what_is_refused(predictor: Any) -> None:
     predictor.samurai_mode = True
     with pytest.raises(TypeError, match="SAMURAI's fork has a memory rule of its own"):
         sk.wrap(predictor)

@@ -94,7 +94,7 @@ def test_compressed_and_pooled_in_every_session(session: str, model: Any, clip_f
     scheme = SalientTokens(0.1) if session in ("correction", "both_ways", "offloaded_state") else Pool(2)
 
     def bounded(part: int) -> None:
-        for bank in handle._host.banks:
+        for bank in handle.host.banks:
             assert len(bank.store.payloads) <= 5 + len(bank.selection.corrected)
 
     with sk.wrap(model, packed(attend=scheme)) as handle:

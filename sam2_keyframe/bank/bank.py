@@ -48,6 +48,10 @@ class Listener(Protocol):
         """Take note of a tracked frame; None where it is a corrected one that stays as it is."""
         ...
 
+    def taken_back(self, bank: MemoryBank, frame_idx: int) -> None:
+        """Take note of a frame that is an ordinary one again."""
+        ...
+
 
 class Owner:
     """The wrapping that banks belong to: a bank that held the patch would keep the model alive.
@@ -273,6 +277,8 @@ class MemoryBank:
         self.settle()
         self._forget(frame_idx)
         self.store.put(frame_idx, entry)
+        for listener in self.listeners:
+            listener.taken_back(self, frame_idx)
 
     def let_go_corrections(self, most: int) -> None:
         """Protect the newest `most` corrected frames alone."""

@@ -166,7 +166,7 @@ class Player:
         """Take in a prompt, a correction, or a prompt that was taken back."""
         frame_idx = step.frame_idx
         if step.kind is Kind.CLEARED:
-            entry = thing.non_cond[frame_idx] = thing.cond.pop(frame_idx)
+            entry = thing.non_cond[frame_idx] = thing.cond.pop(frame_idx, None) or self._output()
             thing.bank.taken_back(frame_idx, entry)
             return
         prompted, entry = step.kind is Kind.PROMPT, self._output()

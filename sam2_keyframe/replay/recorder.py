@@ -130,6 +130,13 @@ class _Recorder:
         elif corrected is not None:
             self._add(replace(corrected, kind=kind))
 
+    def taken_back(self, bank: MemoryBank, frame_idx: int) -> None:
+        """Take note of a frame that is an ordinary one again: its prompts were taken back, or it was encoded anew."""
+        noted = {obj_id for obj_id, (_, known) in self._prompts.items() if frame_idx in known}  # by `_follow`
+        obj_id = self._follow(bank)
+        if obj_id is not None and obj_id not in noted:
+            self._add(Step(obj_id, frame_idx, Kind.CLEARED))
+
     def _follow(self, bank: MemoryBank) -> Any:
         """Return whose bank it is, None for another video's; take note of objects and prompts that were let go."""
         for obj_id, (frames, known) in self._prompts.items():
