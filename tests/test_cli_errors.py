@@ -33,6 +33,23 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
     assert [word for word in words if word not in err] == [], err
 
 
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("hf:facebook/sam2.1-hiera-tiny", "pip install 'sam2-keyframe[transformers]'"),
+        ("ultralytics:sam2.1_t.pt", "pip install ultralytics"),
+    ],
+)
+def test_a_host_that_is_not_installed_is_named_with_its_pip_line(
+    model: str, line: str, folder: Path, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("transformers", "ultralytics"):
+        monkeypatch.setitem(sys.modules, package, None)
+    code = track(folder, out, "--model", model, "--point", "20,20")
+    refused(capsys, code, f"--model {model}", "is not installed", line)
+    nothing_left(out)
+
+
 def nothing_left(out: Path) -> None:
     assert not out.exists()
     assert not out.parent.exists() or list(out.parent.glob(".*")) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -276,16 +275,3 @@ def test_what_is_no_tracker_is_refused(
 def test_the_size_is_the_models_own(saved: Path) -> None:
     with pytest.raises(ValueError, match="--image-size 64: a model of transformers sees"):
         models.load_model(f"hf:{saved}", "cpu", image_size=64)
-
-
-def test_without_transformers_the_pip_line_is_named(
-    folder: Path,
-    mask: Path,
-    out: Path,
-    capsys: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert track(folder, out, "--model", "hf:facebook/sam2.1-hiera-tiny", "--mask", mask) == 2
-    (error,) = capsys.readouterr().err.strip().splitlines()
-    assert error.endswith("transformers is not installed: pip install 'sam2-keyframe[transformers]'")

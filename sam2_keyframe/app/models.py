@@ -56,6 +56,8 @@ def load_model(
     host, _, rest = name.partition(":")
     if host == "hf":
         return _from_transformers(rest, device, image_size), ""
+    if host == "ultralytics":
+        return _from_ultralytics(rest, device, image_size), ""
     if name.endswith((".pt", ".pth")) or Path(name).is_file():
         return load_checkpoint(Path(name), device, image_size), ""
     if name.count("/") == 1 and not name.startswith((".", "/")):
@@ -280,6 +282,30 @@ def _fitting(model_class: Any) -> Any:
         fit_memories(self)
 
     return type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
+
+
+def _from_ultralytics(name: str, device: str, image_size: int | None) -> Any:
+    """Return ultralytics' SAM2VideoPredictor with its network loaded; weights that are not there it downloads."""
+    try:
+        from ultralytics.models.sam import SAM2VideoPredictor
+    except ImportError as error:
+        raise ImportError(
+            f"--model ultralytics:{name}: ultralytics is not installed, or does not load ({brief(str(error))}): "
+            "pip install ultralytics"
+        ) from error
+    if not name:
+        raise ValueError("--model ultralytics: names no model; write ultralytics:sam2.1_t.pt or ultralytics:PATH.pt")
+    settings = {"model": name, "imgsz": image_size or 1024, "device": device, "save": False, "verbose": False}
+    try:
+        predictor = SAM2VideoPredictor(overrides=settings)
+        predictor.setup_model(verbose=False)
+    except Exception as error:  # of many kinds: no network, no such model, a damaged file
+        reason = brief((str(error) or type(error).__name__).splitlines()[0])
+        raise ValueError(
+            f"--model ultralytics:{name} cannot be loaded ({reason}); give a SAM 2 file that ultralytics knows, such "
+            "as sam2.1_t.pt, or check the network"
+        ) from error
+    return predictor
 
 
 def _resized(image_size: int | None) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.bank.store import Entry
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.batched import Batched
+from sam2_keyframe.patches.driving import Driver
+from sam2_keyframe.patches.driving_ultralytics import UltralyticsDriver
 from sam2_keyframe.patches.frames import Frames, scoring_image
 from sam2_keyframe.patches.host import ObjectFrames
 from sam2_keyframe.patches.sam2 import Sam2, unfit
@@ -143,12 +145,9 @@ class Ultralytics(Batched):
             layout.join()
 
     @staticmethod
-    def driver(predictor: Any) -> NoReturn:
-        """Raise: the predictor opens its videos by itself."""
-        raise TypeError(
-            "ultralytics' predictor opens its videos and goes through them by itself: call predictor(source=..., "
-            "points=..., stream=True)"
-        )
+    def driver(predictor: Any) -> Driver:
+        """Return what drives the predictor over frames that it does not open by itself."""
+        return UltralyticsDriver(predictor)
 
     # -- wrappers -----------------------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ import torch
 import torchvision_without_cuda
 
 import sam2_keyframe as sk
+from sam2_keyframe.app import cli
 from sam2_keyframe.bank.bank import KEY
-from sam2_keyframe.patches import find_host
+from sam2_keyframe.patches import driver_of, find_host
 from sam2_keyframe.patches import sam2 as patch
 from sam2_keyframe.synthetic import make_clip
 
@@ -166,3 +167,106 @@ def test_nothing_is_left(tmp_path: Path, clip: Any) -> None:
         assert place.keys() == {"cond_frame_outputs", "non_cond_frame_outputs"}
     plain = track(make_predictor(tmp_path), clip)
     assert torch.equal(track(predictor, clip), plain)
+
+
+# -- driven over frames that are given to it ---------------------------------------------------------------------------
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    """Return the frames of a video as the predictor decodes them, BGR."""
+    video, frames = cv2.VideoCapture(str(path)), []
+    while (read := video.read())[0]:
+        frames.append(read[1])
+    return frames
+
+
+def host_masks(predictor: Any, clip: Any) -> list[np.ndarray]:
+    """Return (2, H, W) masks as the predictor's own results have them."""
+    made, path = clip
+    points = [[float(x) for x in np.argwhere(made.masks[0] == i).mean(0)[::-1]] for i in (1, 2)]
+    return [
+        result.masks.data.numpy() for result in predictor(source=str(path), points=points, labels=[1, 1], stream=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [SIZE, 192])
+@pytest.mark.parametrize("method", ["stock", "window"])
+def test_frames_that_are_given_are_tracked_as_the_host_tracks_its_own(
+    method: str, size: int, tmp_path: Path, clip: Any
+) -> None:
+    """Frames that are no squares are letterboxed, and masks scaled back, as the host does it."""
+    made, path = clip
+    if size != SIZE:
+        frames = [np.ascontiguousarray(np.pad(f, ((0, 0), (0, 64), (0, 0)))) for f in frames_of(path)]
+        path = tmp_path / "wide.avi"
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (size, SIZE))
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+    predictor = make_predictor(tmp_path)
+    with sk.wrap(predictor, method):
+        expected = host_masks(predictor, (made, path))
+    points = {i: {"points": [np.argwhere(made.masks[0] == i).mean(0)[::-1]], "labels": [1]} for i in (1, 2)}
+    with sk.wrap(predictor, method):
+        driver = driver_of(predictor)
+        state = sk.init_state(predictor, [np.ascontiguousarray(frame[..., ::-1]) for frame in frames_of(path)])
+        driver.prompt(state, 0, points)
+        for t, obj_ids, logits in driver.track(state, 0, FRAMES):
+            assert obj_ids == [1, 2]
+            assert np.array_equal((logits[:, 0] > 0).numpy(), expected[t].astype(bool)), t
+        assert [row.frame_idx for row in sk.memory_stats(state)[2].rows] == list(range(1, FRAMES))
+    assert t == FRAMES - 1
+    assert len({masks.sum() for masks in expected}) > 3
+
+
+def test_a_stream_is_corrected_and_stays_small(tmp_path: Path, clip: Any) -> None:
+    made, path = clip
+    predictor, frames = make_predictor(tmp_path), frames_of(path)
+    with sk.Stream(predictor, "keyframe", channels="bgr", max_prompts=2) as stream:
+        for t in range(30):
+            stream.step(frames[t % FRAMES], masks={7: made.masks[0] == 1} if t == 0 else None)
+            if t == 5:
+                _, _, logits = stream.correct(masks={7: made.masks[5] == 1})
+                assert ((logits[0, 0] > 0).numpy() == (made.masks[5] == 1)).mean() > 0.98
+        state = stream._state
+        assert 5 in stream.stats[7].rows[-1].attended
+        assert set(state["frames_already_tracked"]) == {29}
+        assert len(state["output_dict_per_obj"][0]["non_cond_frame_outputs"]) < 21
+        with pytest.raises(RuntimeError, match="Cannot add new object id 8"):
+            stream.step(frames[0], boxes={8: (5, 5, 40, 40)})
+        with pytest.raises(TypeError, match="cannot let an object go"):
+            stream.remove(7)
+
+
+@pytest.mark.parametrize("method", ["keyframe", "window"])
+def test_a_replay_repeats_the_run(method: str, tmp_path: Path, clip: Any) -> None:
+    made, _ = clip
+    predictor = make_predictor(tmp_path)
+    state = sk.init_state(predictor, made.frames)
+    driver = driver_of(predictor)
+    with sk.wrap(predictor, method), sk.record(predictor, state) as recording:
+        driver.prompt(state, 0, {i: {"mask": made.masks[0] == i} for i in (1, 2)})
+        assert len(list(driver.track(state, 0, FRAMES))) == FRAMES
+        live = sk.memory_stats(state)
+    played = sk.replay(made.frames, recording, method).stats
+    for obj_id, stats in live.items():
+        assert [row.attended for row in stats.rows] == [row.attended for row in played[obj_id].rows]
+
+
+def test_the_command_line_takes_it(tmp_path: Path, clip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """An official size, its weights random."""
+    torch.manual_seed(0)
+    from ultralytics.models.sam.build import build_sam2_t
+
+    torch.save({"model": build_sam2_t().state_dict()}, tmp_path / "sam2_t.pt")
+    out, model = tmp_path / "out", f"ultralytics:{tmp_path / 'sam2_t.pt'}"
+    call = ["track", str(clip[1]), "--model", model, "--image-size", "128", "--device", "cpu", "--frames", "4"]
+    assert cli.main([*call, "--box", "20,20,90,90", "--no-pictures", "--no-overlay", "--out", str(out)]) == 0
+    assert len(list((out / "masks").iterdir())) == 4
+    assert (out / "recording.npz").stat().st_size > 1000
+    capsys.readouterr()
+    call[3] = f"ultralytics:{tmp_path / 'no.pt'}"
+    assert cli.main([*call, "--box", "20,20,90,90", "--out", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot be loaded" in error
+    assert "such as sam2.1_t.pt" in error
