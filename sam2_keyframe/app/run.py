@@ -83,7 +83,7 @@ def give(predictor: Any, state: Any, prompt: Prompt) -> tuple[list[int], Tensor]
     """Prompt one object, a mask before clicks that refine it; return object ids and their mask logits."""
     driver, output = driver_of(predictor), None
     if prompt.mask is not None:
-        output = driver.prompt(state, prompt.frame_idx, prompt.obj_id, {"mask": torch.from_numpy(prompt.mask)})
+        output = driver.correct(state, prompt.frame_idx, {prompt.obj_id: {"mask": torch.from_numpy(prompt.mask)}})
     clicks: dict[str, Any] = {}
     if prompt.points:
         clicks["points"] = np.array([point[:2] for point in prompt.points], np.float32)
@@ -91,7 +91,7 @@ def give(predictor: Any, state: Any, prompt: Prompt) -> tuple[list[int], Tensor]
     if prompt.box is not None:
         clicks["box"] = np.array(prompt.box, np.float32)
     if clicks:
-        output = driver.prompt(state, prompt.frame_idx, prompt.obj_id, clicks)
+        output = driver.correct(state, prompt.frame_idx, {prompt.obj_id: clicks})
     if output is None:
         raise ValueError(f"object {prompt.obj_id} has an empty prompt on frame {prompt.frame_idx}")
     return list(output[1]), output[2]
