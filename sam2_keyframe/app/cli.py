@@ -91,13 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     from sam2_keyframe.app.models import CHOICES, default_device
     from sam2_keyframe.app.options import add_method_arguments, local_path
     from sam2_keyframe.app.replay_command import add_parser
+    from sam2_keyframe.app.workers import add_engine_arguments
 
     parser = _Parser(prog="sam2-keyframe", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="track | view | replay | demo | app | list")
     run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
     run.set_defaults(run=_track)
-    run.add_argument("source", type=local_path, help="a video file, or a folder of frames")
+    run.add_argument("source", type=local_path, help="a video file, or a folder of frames; with --prompts, of videos")
     run.add_argument("--model", help=f"required: {CHOICES}")
     run.add_argument(
         "--checkpoint", type=Path, help="weights for an official size; without it, checkpoints/ is searched"
@@ -110,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--binary", action="store_true", help=BINARY_HELP)
     run.add_argument("--box", action="append", default=[], metavar="[OBJ@FRAME:]x0,y0,x1,y1")
     run.add_argument("--point", action="append", default=[], metavar="[OBJ@FRAME:]x,y[,-]", help="-: not the object")
+    run.add_argument(
+        "--prompts", type=local_path, metavar="FILE.csv|FILE.json|FOLDER",
+        help="track a folder of videos, each by its prompts in a table, a JSON file or a folder of masks",
+    )  # fmt: skip
+    run.add_argument("--workers", type=int, default=1, help="with --prompts: videos tracked at a time (default: 1)")
+    add_engine_arguments(run)
     add_method_arguments(run)
     run.add_argument(
         "--on-error", choices=("stop", "hold", "skip"), default="stop",
@@ -161,6 +168,10 @@ def _track(options: argparse.Namespace) -> int:
         raise ValueError(f"--suggest-prompts {options.suggest_prompts}: give at least 1, or leave it out")
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
+    if options.prompts is not None:
+        return _track_folder(options, name, method, tuple(exports))
+    if options.workers != 1 or options.engine != "local":
+        raise ValueError("--workers and --engine are for many videos: give a folder of them and --prompts")
     with (
         output.new_folder(options.out, track.WRITTEN) as folder,
         FrameSource(options.source, num_frames=options.frames) as source,
@@ -208,6 +219,26 @@ def _track(options: argparse.Namespace) -> int:
         return 0
     _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")
     return 128 + report.signal if report.signal else 2
+
+
+def _track_folder(options: argparse.Namespace, name: str, method: Any, exports: tuple[str, ...]) -> int:
+    """Track a folder of videos."""
+    from sam2_keyframe.app import batch, models
+    from sam2_keyframe.app.workers import engine_of
+
+    if options.mask or options.box or options.point:
+        raise ValueError("--prompts has the prompts of all videos: leave --mask, --box and --point out")
+    videos = batch.find_videos(options.source)
+    prompts = batch.read_prompts(options.prompts, videos)
+    engine = engine_of(options)
+    device = options.device or models.default_device()
+    todo = batch.Batch(
+        options.source.absolute(), options.out.absolute(), options.model, device, options.checkpoint,
+        options.image_size, name, method, options.frames, options.on_error, options.binary,
+        not options.no_overlay, not options.no_pictures, exports,
+        threads=1 if device == "cpu" and (engine.workers > 1 or engine.name == "ray") else 0,
+    )  # fmt: skip
+    return batch.run_batch(todo, prompts, {name: path.absolute() for name, path in videos.items()}, engine, say)
 
 
 def _summary(out: Path, report: Any, method: str, total: int) -> None:

@@ -53,7 +53,7 @@ def new_folder(place: Path, ours: Sequence[str]) -> Iterator[Path]:
         _remove(missing)
         raise ValueError(f"--out {place}: cannot be written ({error.strerror}); choose another folder") from None
     with lock:
-        if not _locked(lock):
+        if not locked(lock):
             raise ValueError(f"--out {place}: another process is writing there; wait for it or choose another folder")
         try:
             for left in work.iterdir():  # by a process that was killed
@@ -100,7 +100,7 @@ def _move(names: Sequence[str], source: Path, target: Path) -> None:
             (source / name).rename(target / name)
 
 
-def _locked(file: IO[str]) -> bool:
+def locked(file: IO[str]) -> bool:
     """Lock an open file, where the system can; False when another process has it, or had it and took it away."""
     try:
         import fcntl
