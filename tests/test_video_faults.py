@@ -25,7 +25,8 @@ from sam2_keyframe.video.source import FrameSource, without_bars
         (lambda p: [], ValueError, r"the list holds no frames"),
         (lambda p: np.zeros((4, 5, 3), np.uint8), ValueError, r"shape \(4, 5, 3\); give \(T, H, W, 3\)"),
         (lambda p: iter([1]), ValueError, r"num_frames is missing"),
-        (lambda p: 7, TypeError, r"not from a int"),
+        (lambda p: 7.5, TypeError, r"not from a float"),
+        (lambda p: 77, ValueError, r"camera 77 cannot be opened"),
     ],
 )
 def test_bad_sources(make: Any, error: type[Exception], message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,9 @@ LISTED = 12
 
 LOG_EVERY = 15.0
 """Seconds between two lines of progress where there is no terminal."""
+
+LIVE = {"ahead": 2, "threads": 1}
+"""How cameras and streams are read: frames that wait are frames that come late."""
 
 TRACK_EXAMPLE = "example: sam2-keyframe track dog.mp4 --model tiny --box 120,80,340,400 --out out"
 VIEW_EXAMPLE = "example: sam2-keyframe view run-stock run-keyframe --out both.html"
@@ -89,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     from sam2_keyframe.app.exports import FILES
     from sam2_keyframe.app.masks import BINARY_HELP
     from sam2_keyframe.app.models import CHOICES, default_device
-    from sam2_keyframe.app.options import add_method_arguments, local_path
+    from sam2_keyframe.app.options import add_method_arguments, local_path, source_of
     from sam2_keyframe.app.replay_command import add_parser
     from sam2_keyframe.app.workers import add_engine_arguments
 
@@ -98,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="track | view | replay | demo | app | list")
     run = commands.add_parser("track", help="track objects through a video", epilog=TRACK_EXAMPLE)
     run.set_defaults(run=_track)
-    run.add_argument("source", type=local_path, help="a video file, or a folder of frames; with --prompts, of videos")
+    run.add_argument(
+        "source",
+        type=source_of,
+        help="video file, folder of frames, number of a camera, or address (rtsp, https); with --prompts, of videos",
+    )
     run.add_argument("--model", help=f"required: {CHOICES}")
     run.add_argument(
         "--checkpoint", type=Path, help="weights for an official size; without it, checkpoints/ is searched"
@@ -122,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "--on-error", choices=("stop", "hold", "skip"), default="stop",
         help="at a frame that cannot be read: end there (default), repeat the last masks, or leave it out",
     )  # fmt: skip
-    run.add_argument("--frames", type=int, help="track the first FRAMES frames only")
+    run.add_argument("--frames", "--max-frames", type=int, help="track the first FRAMES frames only")
+    run.add_argument(
+        "--follow", action="store_true",
+        help="print a line of JSON a frame and object as it is tracked: box, area, scores, the mask's run lengths",
+    )  # fmt: skip
     run.add_argument(
         "--export", action="append", default=[], metavar="KIND", help=f"masks for other tools, too: {', '.join(FILES)}"
     )
@@ -154,6 +166,7 @@ def _track(options: argparse.Namespace) -> int:
     from sam2_keyframe.app.exports import check_exports
     from sam2_keyframe.app.masks import file_names, frame_names
     from sam2_keyframe.app.options import chosen_method, parse_prompts, parse_set
+    from sam2_keyframe.video.live import is_live, without_password
     from sam2_keyframe.video.source import FrameSource
 
     if options.model is None:
@@ -166,6 +179,11 @@ def _track(options: argparse.Namespace) -> int:
         name, method = chosen_method(options.method, options.memory, options.set)
     if options.suggest_prompts < 0:
         raise ValueError(f"--suggest-prompts {options.suggest_prompts}: give at least 1, or leave it out")
+    live, inform = is_live(options.source), tell if options.follow else say
+    if live and options.suggest_prompts:
+        raise ValueError("--suggest-prompts goes through the video again, which what is live cannot: leave it out")
+    if live and asked is not None:
+        raise ValueError(f"--method {name} tracks the whole video first, which what is live cannot: choose another")
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
     if options.prompts is not None:
@@ -174,7 +192,7 @@ def _track(options: argparse.Namespace) -> int:
         raise ValueError("--workers and --engine are for many videos: give a folder of them and --prompts")
     with (
         output.new_folder(options.out, track.WRITTEN) as folder,
-        FrameSource(options.source, num_frames=options.frames) as source,
+        FrameSource(options.source, num_frames=options.frames, **(LIVE if live else {})) as source,
     ):
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
@@ -183,19 +201,19 @@ def _track(options: argparse.Namespace) -> int:
             else:
                 track.read_frame(source, 0)
         for note in notes:
-            say(f"note: {note.message}")
+            inform(f"note: {note.message}")
         prompts = parse_prompts(
             options.mask, options.box, options.point, frames=len(source), size=source.size, binary=options.binary
         )
         device = options.device or models.default_device()
         predictor, stamp = models.load_model(options.model, device, options.checkpoint, options.image_size)
         if stamp:
-            say(f"note: {stamp}")
+            inform(f"note: {stamp}")
         if asked is not None:
-            say(f"note: {name} tracks the whole video first, under {two_passes.FIRST}: no causal method is like it")
+            inform(f"note: {name} tracks the whole video first, under {two_passes.FIRST}: no causal method is like it")
             recording = two_passes.first_pass(predictor, source, prompts, options.on_error, Progress("first pass"))
             method, line = two_passes.with_frames(recording, asked, rest)
-            say(line)
+            inform(line)
         report = track.track(
             predictor, source, method, prompts, folder,
             name=name, stamp=stamp, on_error=options.on_error, progress=Progress("tracking"),
@@ -203,18 +221,21 @@ def _track(options: argparse.Namespace) -> int:
             overlay=not options.no_overlay, draw=not options.no_pictures,
             exports=exports, file_names=file_names(options.source, len(source)),
             suggestions=options.suggest_prompts,
+            follow=print_line if options.follow else None,
             about={
-                "source": options.source.name,
+                "source": without_password(getattr(options.source, "name", str(options.source))),
                 "model": options.model,
-                "command": shlex.join(["sam2-keyframe", *options.words]),
+                "command": shlex.join(["sam2-keyframe", *map(without_password, options.words)]),
             },
         )  # fmt: skip
-        total = len(source) - prompts[0].frame_idx
-    _summary(options.out, report, name, total)
+        total = report.frames if live else len(source) - prompts[0].frame_idx
+    if report.ended:
+        inform(f"note: {report.ended}")
+    _summary(options.out, report, name, total, inform)
     if report.lost:
         done = "skipped" if options.on_error == "skip" else "held, and left out at the end"
         lost = f"{len(report.lost)} of {total} frames could not be read"
-        say(f"note: {lost} and were {done}, from frame {report.lost[0]} on")
+        inform(f"note: {lost} and were {done}, from frame {report.lost[0]} on")
     if not report.stopped:
         return 0
     _complain(f"{report.stopped}; the results of {report.frames} of {total} frames are whole, in {options.out}")
@@ -228,6 +249,8 @@ def _track_folder(options: argparse.Namespace, name: str, method: Any, exports: 
 
     if options.mask or options.box or options.point:
         raise ValueError("--prompts has the prompts of all videos: leave --mask, --box and --point out")
+    if not isinstance(options.source, Path):
+        raise ValueError(f"--prompts goes with a folder of videos, not with {options.source}")
     videos = batch.find_videos(options.source)
     prompts = batch.read_prompts(options.prompts, videos)
     engine = engine_of(options)
@@ -241,7 +264,7 @@ def _track_folder(options: argparse.Namespace, name: str, method: Any, exports: 
     return batch.run_batch(todo, prompts, {name: path.absolute() for name, path in videos.items()}, engine, say)
 
 
-def _summary(out: Path, report: Any, method: str, total: int) -> None:
+def _summary(out: Path, report: Any, method: str, total: int, say: Callable[[str], None]) -> None:
     objects = len(report.stats)
     say(
         f"tracked {objects} object{'s' * (objects != 1)} through {report.frames} of {total} frames in "
@@ -330,7 +353,13 @@ class Progress:
         """Show `done` of `total` frames."""
         taken = max(time.perf_counter() - self.start, 1e-9)
         rate = done / taken
-        if self.stream.isatty():
+        if not total:  # of what has no end
+            if self.stream.isatty():
+                self.stream.write(f"\r{self.title} {done} frames, {rate:.1f} a second ")
+            elif taken >= self.next:
+                self.next = taken + LOG_EVERY
+                self.stream.write(f"{self.title.strip()}: {done} frames, {rate:.1f} a second\n")
+        elif self.stream.isatty():
             full = 30 * done // max(total, 1)
             bar = "#" * full + "." * (30 - full)
             end = "\n" if done == total else ""
@@ -349,6 +378,24 @@ def say(line: str) -> None:
     """Print a line of results."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def tell(line: str) -> None:
+    """Print a line to stderr, where stdout is for data."""
+    sys.stderr.write(f"{line}\n")
+
+
+def print_line(t: int, seconds: float | None, labels: Any, rows: Mapping[int, Any]) -> None:
+    """Print what was found on a frame, a line of JSON an object; the mask as COCO's run lengths, not compressed."""
+    from sam2_keyframe.app.exports import run_lengths
+    from sam2_keyframe.video.confidence import told
+
+    for obj_id, row in rows.items():
+        line: dict[str, Any] = {"frame": t, "time": seconds, "object": obj_id, **run_lengths(labels == obj_id)}
+        if row is not None:
+            scores = told(row.scores).items()
+            line["scores"] = {name: None if value != value else round(value, 4) for name, value in scores}
+        say(json.dumps(line))
 
 
 def _complain(message: str) -> None:

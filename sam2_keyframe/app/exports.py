@@ -35,6 +35,19 @@ def rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return an (H, W) mask as COCO's run lengths in plain numbers, with its box (x, y, width, height) and area.
+
+    The runs go down the columns, background first; `pycocotools.mask.frPyObjects` reads them.
+    """
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat, prepend=False)) if len(flat) else np.zeros(0, int)
+    counts = np.diff(edges, prepend=0, append=len(flat)).tolist()
+    box = _box(mask) if mask.any() else None
+    segmentation = {"size": list(mask.shape), "counts": counts}
+    return {"segmentation": segmentation, "bbox": box, "area": int(mask.sum())}
+
+
 def coco(labels: Iterable[Labels], names: Sequence[str]) -> dict[str, Any]:
     """Return COCO's instances: an image a frame, an annotation a frame and object with its RLE, box and area.
 

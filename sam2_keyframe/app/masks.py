@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,20 +27,44 @@ SMALL = 64
 """Objects that may all be tiny where they are numbered from 1 without gaps."""
 
 
-def frame_names(source: Path, frames: int) -> list[str]:
+class Numbered(Sequence[str]):
+    """Names of frames by their numbers, 00000, 00001, ..., made when they are asked for.
+
+    Args:
+        count: How many.
+        suffix: At their end.
+    """
+
+    def __init__(self, count: int, suffix: str = "") -> None:
+        self.frames, self.suffix = count, suffix
+
+    def __len__(self) -> int:
+        return self.frames
+
+    @overload
+    def __getitem__(self, t: int) -> str: ...
+    @overload
+    def __getitem__(self, t: slice) -> list[str]: ...
+    def __getitem__(self, t: int | slice) -> str | list[str]:
+        if isinstance(t, slice):
+            return [f"{number:05d}{self.suffix}" for number in range(self.frames)[t]]
+        return f"{range(self.frames)[t]:05d}{self.suffix}"
+
+
+def frame_names(source: Path | str | int, frames: int) -> Sequence[str]:
     """Return what the masks of a video's frames are called: as its pictures are in a folder, else 00000, 00001, ..."""
-    if not source.is_dir():
-        return [f"{t:05d}" for t in range(frames)]
+    if not isinstance(source, Path) or not source.is_dir():
+        return Numbered(frames)
     pictures = folder_images(source)[:frames]
     stems = [picture.stem for picture in pictures]
     return stems if len(set(stems)) == len(stems) else [picture.name for picture in pictures]
 
 
-def file_names(source: Path, frames: int) -> list[str]:
+def file_names(source: Path | str | int, frames: int) -> Sequence[str]:
     """Return what a video's frames are called as files: a folder's are, else 00000.jpg, 00001.jpg, ..."""
-    if source.is_dir():
+    if isinstance(source, Path) and source.is_dir():
         return [picture.name for picture in folder_images(source)[:frames]]
-    return [f"{t:05d}.jpg" for t in range(frames)]
+    return Numbered(frames, ".jpg")
 
 
 def read_mask(path: Path, size: tuple[int, int], binary: bool = False) -> dict[int, NDArray[np.bool_]]:

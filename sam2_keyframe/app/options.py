@@ -26,6 +26,7 @@ from sam2_keyframe.conditions import Threshold
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import METHODS, make_method
 from sam2_keyframe.types import KeyframeFilter, Scorer
+from sam2_keyframe.video.live import SCHEMES
 
 CONSTANTS: Mapping[str, float] = {"inf": math.inf, "nan": math.nan}
 LONGEST = 300
@@ -51,6 +52,20 @@ def local_path(text: str) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise argparse.ArgumentTypeError(f"{text} is an address; give a path here (download it first)")
     return Path(text)
+
+
+def source_of(text: str) -> Path | str | int:
+    """Return what frames are read from: a path, an address, or the number of a camera.
+
+    Raises:
+        ArgumentTypeError: It is an address that cannot be read from.
+    """
+    if text.isdecimal() and not Path(text).exists():
+        return int(text)
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", text)
+    if found and found[1] not in SCHEMES:
+        raise argparse.ArgumentTypeError(f"{text}: addresses begin with {', '.join(f'{each}://' for each in SCHEMES)}")
+    return text if found else Path(text)
 
 
 def parse_set(texts: Iterable[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sam2_keyframe._checks import brief
 from sam2_keyframe.app import pictures
 from sam2_keyframe.app.draw import INK, Pixels, need, write
 from sam2_keyframe.app.exports import FILES, export, saved_masks
+from sam2_keyframe.app.masks import Numbered
 from sam2_keyframe.app.options import Prompt
 from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
 from sam2_keyframe.app.page import FILM, PAGE, Page
@@ -29,6 +30,7 @@ from sam2_keyframe.app.suggest import write as write_suggestions
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
 from sam2_keyframe.methods import KeyframeMemory, make_method
 from sam2_keyframe.patches import driver_of
+from sam2_keyframe.patches.driving import ENDLESS
 from sam2_keyframe.plugin import memory_stats, wrap
 from sam2_keyframe.replay import record
 from sam2_keyframe.replay.recording import RECORDING
@@ -74,6 +76,7 @@ class Report:
         stopped: Why it ended early; "" when it did not.
         signal: Number of the signal that ended it; 0 when none did.
         lost: Frames that could not be read, and were held or skipped.
+        ended: Why a camera or a stream gave no more frames; "" where it did.
         suggestions: Frames on which a click would help most, where they were asked for.
     """
 
@@ -83,6 +86,7 @@ class Report:
     stopped: str = ""
     signal: int = 0
     lost: list[int] = field(default_factory=list)
+    ended: str = ""
     suggestions: list[Suggestion] = field(default_factory=list)
 
 
@@ -104,6 +108,7 @@ def track(
     file_names: Sequence[str] | None = None,
     about: Mapping[str, str] | None = None,
     suggestions: int = 0,
+    follow: Callable[[int, float | None, NDArray[Any], Mapping[int, FrameStats | None]], None] | None = None,
 ) -> Report:
     """Track the prompted objects and write `OUTPUTS` into a folder, frame by frame.
 
@@ -120,7 +125,7 @@ def track(
         stamp: A warning across the overlay.
         on_error: One of `ON_ERROR`. A frame that is held or skipped is not tracked; one is held once a later frame
             can be read, and has no row in the table.
-        progress: Called with frames done and to do.
+        progress: Called with frames done and to do; 0 where that is not known.
         mask_names: What each frame's mask is called; None: 00000, 00001, ...
         overlay: Whether `overlay.mp4` is written.
         draw: Whether `index.html`, `timeline.png` and `memory.png` are.
@@ -129,17 +134,22 @@ def track(
         about: What `index.html` tells of the run, by name; its title under "source".
         suggestions: How many frames to name on which a click would help most. To find them the video is tracked twice
             more, under another memory and backwards.
+        follow: Called with each frame as it is tracked: its number, its time, object ids by pixel, and each object's
+            row, None where it was prompted.
 
     Raises:
         ValueError: The method does not fit the predictor, or a prompt the video; or the first frame is unreadable.
         OSError: Not even the first frame's results can be written.
     """
+    if suggestions and not source.rewinds:
+        raise ValueError("what is live cannot be gone back in to check it: leave --suggest-prompts out")
     report, start = Report(), time.perf_counter()
     scale = max(1, min(4, round(480 / min(read_frame(source, 0).shape[:2]))))
     first = prompts[0].frame_idx
     measured = with_confidence(method)
     names = list(told(dict.fromkeys([*(scorer.name for scorer in measured.scorers), *BASE_SCORES], 0.0)))
-    mask_names = [f"{t:05d}" for t in range(len(source))] if mask_names is None else mask_names
+    total = 0 if len(source) >= ENDLESS else len(source) - first
+    mask_names = Numbered(len(source)) if mask_names is None else mask_names
     (folder / "masks").mkdir()
     timed = source.fps is not None and FPS_RANGE[0] <= source.fps <= FPS_RANGE[1]
     fps = source.fps if timed and source.fps else FPS
@@ -151,7 +161,7 @@ def track(
     seen: dict[int, dict[int, tuple[float, bool]]] = {}
     evidence: dict[int, Evidence] = {}
     objects = len({prompt.obj_id for prompt in prompts})
-    page = Page(folder, len(source) - first, objects, fps) if draw else None
+    page = Page(folder, total, objects, fps) if draw else None
     try:
         with (
             closing(Table(folder / TABLE, names)) as table,
@@ -182,10 +192,14 @@ def track(
                     picture = np.asarray(pictures.overlay(frame, labels, scale=scale, caption=caption, stamp=stamp))
                     video.add(picture, source.time(t) if timed else None)
                 report.frames += 1
-                progress(report.frames, len(source) - first)
+                if follow is not None:
+                    follow(t, source.time(t), labels, rows)
+                progress(report.frames, total)
                 if stop.number:
                     report.signal, report.stopped = stop.number, reason(stop.number)
                     break
+        report.ended = source.ended
+        mask_names = mask_names[: last + 1]
         try:
             if exports:
                 saved = functools.partial(saved_masks, folder / "masks", mask_names)
@@ -243,7 +257,12 @@ def sweep(
     given = sorted({prompt.frame_idx for prompt in prompts})
     driver = driver_of(predictor)
     for start, end in zip(given, [*given[1:], len(source)], strict=True):
-        read_frame(source, start)
+        try:
+            read_frame(source, start)
+        except FrameError:
+            if source.ended:
+                return
+            raise
         with precision(driver.device):
             driver.prompt(state, start, {each.obj_id: _given(each) for each in prompts if each.frame_idx == start})
         tracking = None
@@ -251,6 +270,8 @@ def sweep(
             try:
                 frame = read_frame(source, t)
             except FrameError:
+                if source.ended:
+                    return
                 if on_error == "stop":
                     raise
                 tracking = None
@@ -264,15 +285,16 @@ def sweep(
             yield t, frame, list(obj_ids), logits
 
 
-def check_source(path: Path, source: FrameSource) -> None:
+def check_source(path: Path | str | int, source: FrameSource) -> None:
     """Refuse, before anything is written, a video whose frames will not all be had, as far as that can be told early.
 
     Raises:
         FrameError: A folder's pictures differ in size, or the first or the last frame cannot be read.
     """
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         _check_sizes(folder_images(path)[: len(source)])
-    read_frame(source, len(source) - 1)
+    if source.rewinds:
+        read_frame(source, len(source) - 1)
     read_frame(source, 0)
 
 
@@ -412,6 +434,8 @@ def _draw(
 ) -> None:
     """Write `timeline.png` and `memory.png`."""
     write_png(folder / "timeline.png", pictures.timeline(stats, method=method, title=f"method: {name}"))
+    if not source.rewinds:  # the frames of the filmstrip have gone by
+        return
     module = need("PIL.Image")
 
     def mask(t: int, obj_id: int) -> NDArray[Any]:

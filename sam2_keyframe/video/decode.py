@@ -375,7 +375,7 @@ class VideoFile:
         lead: tuple[int, int | None] | None = None  # packets before the first key frame, and its time
         gaps: list[int] = []
         codec = self._stream.codec_context.name
-        with contextlib.suppress(*_broken()):  # where the file was cut
+        with contextlib.suppress(*broken()):  # where the file was cut
             for packet in self._container.demux():
                 self.steps += 1
                 if packet.pts is not None and packet.time_base is not None:
@@ -462,7 +462,7 @@ class VideoFile:
                 return
             except EOFError:
                 return
-            except _broken():
+            except broken():
                 self._frames = self._decoded(0)
 
     def _time(self, end: float, total: int) -> None:
@@ -524,9 +524,9 @@ class VideoFile:
                     continue
             try:
                 frames = packet.decode()
-            except _broken():
+            except broken():
                 if not self._threaded:  # what is still held was decoded before the damage
-                    with contextlib.suppress(*_broken()):
+                    with contextlib.suppress(*broken()):
                         yield from self._stream.codec_context.decode(None)
                 raise
             yield from frames
@@ -548,13 +548,8 @@ class VideoFile:
             if index > t or key <= gap <= t:
                 return None
             if index == t:
-                return self._rgb(frame)
+                return rgb_of(frame)
         return None
-
-    @staticmethod
-    def _rgb(frame: Any) -> Frame:
-        pixels: Frame = frame.to_ndarray(format="rgb24")
-        return np.ascontiguousarray(_upright(pixels, frame))
 
     def read(self, t: int) -> Frame:
         """Return frame `t`, going on from the last one read or from the nearest key frame before `t`."""
@@ -597,7 +592,7 @@ class VideoFile:
         if self._container is None:
             return
         self._frames = iter(())
-        with contextlib.suppress(*_broken()):
+        with contextlib.suppress(*broken()):
             # Freeing a decoder waits for its threads with Python's lock held; here they come to rest without it.
             self._stream.codec_context.flush_buffers()
         self._container.close()
@@ -609,7 +604,13 @@ class VideoFile:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
 
-def _broken() -> tuple[type[Exception], ...]:
+def rgb_of(frame: Any) -> Frame:
+    """Return the pixels of a PyAV frame, turned and mirrored as it says."""
+    pixels: Frame = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(_upright(pixels, frame))
+
+
+def broken() -> tuple[type[Exception], ...]:
     """Return the errors that FFmpeg's reading and decoding end in."""
     import av
 

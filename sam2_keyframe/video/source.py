@@ -23,6 +23,7 @@ from torch import Tensor
 from sam2_keyframe.patches import driver_of
 from sam2_keyframe.video.bars import without_bars
 from sam2_keyframe.video.decode import Frame, Indexed, Iterated, Reader, VideoFile, folder_images
+from sam2_keyframe.video.live import Live, is_live
 from sam2_keyframe.video.window import Window
 
 __all__ = ["FrameSource", "LazyFrames", "init_state", "without_bars"]
@@ -62,7 +63,8 @@ class FrameSource:
     Args:
         source: A video file, a folder of images (its JPEGs where it has any, in the order of the numbers in their
             names), a (T, H, W, 3) uint8 array, a (T, 3, H, W) tensor (uint8, or float in [0, 1]), a list
-            of images or of paths, or any iterable of (H, W, 3) uint8 RGB frames. An iterable is read once, forwards.
+            of images or of paths, or any iterable of (H, W, 3) uint8 RGB frames. An iterable is read once, forwards; so
+            are the number of a camera and an address ("rtsp://...", "https://..."), see `sam2_keyframe.video.live`.
         num_frames: Number of frames, for iterables without a length; elsewhere an upper bound.
         ahead: Frames read ahead; at least 1. A window holds at most twice as many (and 3 more).
         threads: Threads that decode and resize; at least 1.
@@ -125,6 +127,17 @@ class FrameSource:
         return times[t] if 0 <= t < len(times) else None
 
     @property
+    def rewinds(self) -> bool:
+        """Whether frames can be gone back to."""
+        return self._window.reader.rewinds
+
+    @property
+    def ended(self) -> str:
+        """Why a camera or a stream gives no more frames; "" while it may, and for all that has a length."""
+        ended: str = getattr(self._window.reader, "ended", "")
+        return ended
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the frames, known from frame 0 (which is read for it where none was before)."""
         if self._window.frame_size is None:
@@ -179,6 +192,8 @@ class FrameSource:
 
 
 def _reader(source: Any, num_frames: int | None) -> Reader:
+    if is_live(source):
+        return Live(source)
     if isinstance(source, str | Path):
         path = Path(source)
         if path.is_dir():
