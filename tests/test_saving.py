@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "genetic": {"frames": (5, 20, 40, 80)},
     "adaptive": {"k": 0.2},
     "samurai": {"kalman": True},
+    "window": {"confirm": sk.Confirm(quality=0.0, jump=100.0, overlap=0.95, within=3)},
 }
 """So that much is decided on a short clip."""
 
@@ -65,7 +66,7 @@ def _equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
     return len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("method", ["keyframe", "compact", "samurai"])
+@pytest.mark.parametrize("method", ["keyframe", "compact", "samurai", "window"])
 def test_two_halves_are_the_whole(method: str, clip_folder: Any, clip: Any, tmp_path: Path) -> None:
     predictor, other = _wrapped(method), _wrapped(method)
     whole = _begin(predictor, clip_folder, clip)

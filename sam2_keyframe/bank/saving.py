@@ -61,6 +61,7 @@ class SavedBank:
         known: What describes the keyframes held, oldest first.
         stats: The statistics.
         track: The Kalman filter's two tensors.
+        returns: The last mask shown and the frames since, where the method asks more of a return.
         long_term: Merged memories.
         span: First and last frame tracked.
         evicted: Keyframes that left and are in no row yet.
@@ -92,6 +93,7 @@ class SavedBank:
     known: list[Reference]
     stats: MemoryStats
     track: tuple[Tensor | None, Tensor | None] | None
+    returns: tuple[Tensor | None, Tensor | None] | None
     long_term: list[Merged]
     span: tuple[int, int] | None
     evicted: list[int]
@@ -134,6 +136,7 @@ def snapshot(bank: MemoryBank, cond: Mapping[int, Entry]) -> SavedBank:
         known=list(selection.history.keyframes),
         stats=bank.stats,
         track=None if bank.track is None else (bank.track._state, bank.track._stable),
+        returns=None if bank.returns is None else (bank.returns._last, bank.returns._since),
         long_term=bank.long_term._held,
         span=bank.span,
         evicted=bank.evicted,
@@ -156,6 +159,7 @@ def rebuild(saved: SavedBank, method: KeyframeMemory, tracked: Saved, geometry: 
     slots = {saved.last.slots} if saved.last is not None else set()
     check(slots <= {geometry.num_maskmem - 1}, "it was read in other slots")
     check((saved.track is None) == (method.choice is None), "its Kalman filter is missing, or one too many")
+    check((saved.returns is None) == (method.confirm is None), "what was shown last is missing, or one too many")
     parts = [part for plan in saved.plans.values() for part in plan]
     check(all(_fits(part, geometry.memory_side) for part in parts), "its tokens lie outside the grid")
 
@@ -183,6 +187,10 @@ def rebuild(saved: SavedBank, method: KeyframeMemory, tracked: Saved, geometry: 
     if bank.track is not None and saved.track is not None:
         bank.track._state, bank.track._stable = saved.track
         check(saved.track[0] is None or saved.track[0].shape == (5, 4), "its Kalman filter is of another kind")
+    if bank.returns is not None and saved.returns is not None:
+        bank.returns._last, bank.returns._since = saved.returns
+        shape_of_last = (geometry.mask_side, geometry.mask_side)
+        check(saved.returns[0] is None or saved.returns[0].shape == shape_of_last, "its last mask has another size")
     bank.long_term._held = saved.long_term
     check(all(merged.features.shape == shape for merged in saved.long_term), "a merged memory has other sizes")
     bank.span, bank.evicted, bank.absent, bank.keyframes = saved.span, saved.evicted, saved.absent, saved.shown
