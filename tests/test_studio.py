@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commandline import FRAMES, folder, out, track
 from PIL import Image
 
+from sam2_keyframe.app.output import Video
 from sam2_keyframe.app.studio import MINE, STOCK, Models, Studio, documented
 from sam2_keyframe.app.uploads import Limits
 from sam2_keyframe.methods import METHODS
@@ -295,3 +297,28 @@ def test_the_example_is_tracked_from_its_outline(models: Models, tmp_path: Path)
     assert "--mask 0:prompts/00000_1.png" in studio.command()
     studio.close()
     assert not place.exists()
+
+
+@pytest.mark.slow
+def test_what_is_held_does_not_grow_with_the_video(models: Models, clip: Any, tmp_path: Path) -> None:
+    video = Video(tmp_path / "film.mp4", 24)
+    frames = [*clip.frames, *clip.frames[-2:0:-1]]
+    for t in range(300):
+        video.add(frames[t % len(frames)])
+    video.close()
+    studio = Studio(models, tmp_path)
+    studio.load("film.mp4")
+    _outlined(studio)
+    held = {}
+    for at in studio.track():
+        mine = studio.runs[MINE]
+        if at.frame_idx in (60, 299):
+            mine._put_aside(at.frame_idx + 1)  # what is copied is what is held
+            newest = mine._aside.pop(at.frame_idx + 1)
+            held[at.frame_idx] = sum(each.nbytes for each in newest.shared if isinstance(each, torch.Tensor))
+        assert len(mine._aside) <= 12
+        assert all(len(aside.shared) < 200 for aside in mine._aside.values())
+    assert held[299] <= held[60]
+    kept = sum(len(step.mask) + sum(each.nbytes for each in step.descriptors.values()) for step in mine.steps)
+    assert kept / len(mine.steps) < 8000  # bytes a frame and object, for replays
+    studio.close()

@@ -320,11 +320,11 @@ class Run:
         if s in row.keyframes:
             return "keyframe", score_of(self.method, then)
         if 0 < t - s <= self.method.newest:
-            return "newest", "the frame before" if t - s == 1 else "among the newest"
+            return "newest", "always read"
         others = self._others.get(obj_id, {})
         if s in others.get(t - 1, ()) or s in others.get(t, ()):
             return "other", f"passed {self.method.others.when!r}"
-        return "recent", "recent: fills a free slot"
+        return "recent", "fills a free slot"
 
 
 def score_of(method: KeyframeMemory, row: FrameStats | None) -> str:

@@ -104,19 +104,14 @@ def build(models: Models, root: Path, limits: Limits, most: int = 8) -> tuple[gr
 
     with gr.Blocks(title="sam2-keyframe", analytics_enabled=False, delete_cache=(3600, 14400)) as page:
         gr.Markdown("## sam2-keyframe: see what SAM 2 remembers")
-        with gr.Row(equal_height=True):
-            example = gr.Button("Load the example clip", variant="primary", scale=1, elem_id="example")
+        with gr.Row():
+            example = gr.Button("Load the example clip", variant="primary", size="md", scale=1, elem_id="example")
             upload = gr.UploadButton(
                 "Upload a video or pictures",
-                file_count="multiple",
-                file_types=["video", "image"],
-                scale=1,
-                elem_id="upload",
-            )
-            folder = gr.Dropdown(
-                offered(root), label=f"or from {root.name or root}", value=None, allow_custom_value=True, scale=2,
-                elem_id="folder",
+                file_count="multiple", file_types=["video", "image"], size="md", scale=1, elem_id="upload",
             )  # fmt: skip
+            here = [(f"or choose from {root.resolve().name}/", ""), *((each, each) for each in offered(root))]
+            folder = gr.Dropdown(here, value="", show_label=False, container=False, scale=2, elem_id="folder")
         status = gr.HTML(view.progress("Load a video, a folder of pictures, or the example clip."), elem_id="status")
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
@@ -126,9 +121,6 @@ def build(models: Models, root: Path, limits: Limits, most: int = 8) -> tuple[gr
                     "// 'point' 'box' 'outline' 'undo'",
                 )  # fmt: skip
                 slider = gr.Slider(0, 1, 0, step=1, label="frame", interactive=True, elem_id="frame")
-                time_line = gr.HTML("", elem_id="timeline", js_on_load=_looking("go", "bound"))
-                use = gr.Button("Use the moved threshold", visible=False, size="sm", elem_id="use")
-                strip = gr.HTML("", elem_id="strip", js_on_load=_looking("go"))
             with gr.Column(scale=4, min_width=300):
                 with gr.Row(equal_height=True):
                     objects = gr.Radio([1], value=1, label="object", elem_id="object", scale=3, min_width=120)
@@ -146,12 +138,16 @@ def build(models: Models, root: Path, limits: Limits, most: int = 8) -> tuple[gr
                         label="more choices", info="of the whole memory, name=value, one a line",
                         placeholder="fill=False", lines=1, max_lines=4, value="",
                     )  # fmt: skip
+        time_line = gr.HTML("", elem_id="timeline", js_on_load=_looking("go", "bound"))
+        use = gr.Button("Use the moved threshold", visible=False, size="sm", elem_id="use")
+        strip = gr.HTML("", elem_id="strip", js_on_load=_looking("go"))
         moved = gr.State({})
         with gr.Accordion("Play the overlay", open=False):
             film = gr.Button("Make the video", size="sm", elem_id="film")
             video = gr.Video(label="overlay", interactive=False, elem_id="video", loop=True)
         with gr.Accordion("Take it along: export, command line, Python", open=False, elem_id="along"):
-            kinds = gr.CheckboxGroup(list(FILES), label="besides masks, table, recording and overlay", elem_id="kinds")
+            named = [({"video": "mask video"}.get(kind, kind), kind) for kind in FILES]
+            kinds = gr.CheckboxGroup(named, label="besides masks, table, recording and overlay", elem_id="kinds")
             save = gr.Button("Export", elem_id="export")
             saved = gr.DownloadButton("Download", visible=False, elem_id="download")
             command = gr.Code(label="command line (without corrections)", language="shell", interactive=False)
@@ -268,7 +264,7 @@ def build(models: Models, root: Path, limits: Limits, most: int = 8) -> tuple[gr
             return (told_of, *updates)
 
         def track(t: int, obj_id: int, beside: bool, request: gr.Request, *texts: Any) -> Iterator[Any]:
-            nothing = (gr.skip(),) * 6
+            nothing = (gr.skip(),) * 7
             try:
                 studio = people.studio(request)
                 chosen(studio, *texts)
@@ -287,7 +283,13 @@ def build(models: Models, root: Path, limits: Limits, most: int = 8) -> tuple[gr
                     if whole
                     else f"Stopped behind frame {where}. Correct it by clicks, or press Track to go on."
                 )
-                yield (view.progress(text), gr.update(value=where), *shown(studio, where, obj_id), gr.skip())
+                yield (
+                    view.progress(text),
+                    gr.update(value=where),
+                    *shown(studio, where, obj_id),
+                    {},
+                    gr.update(visible=False),
+                )
             except (ValueError, TypeError, OSError, ImportError) as error:
                 gr.Warning(html.escape(str(error)))
                 yield (view.progress(str(error)), *nothing[1:])
@@ -372,7 +374,7 @@ def build(models: Models, root: Path, limits: Limits, most: int = 8) -> tuple[gr
             event(jump, objects, [slider, *look], trigger_mode="always_last", **quiet)
         method.input(describe, method, [about, *boxes], **quiet)
         page.load(describe, method, [about, *boxes], **quiet)
-        go.click(track, [*seen, compare, *choices], [status, slider, *look, moved], **quiet).then(
+        go.click(track, [*seen, compare, *choices], [status, slider, *look, moved, use], **quiet).then(
             again, None, [command, python], **quiet
         )
         stop.click(halt, None, None, queue=False, **quiet)

@@ -79,7 +79,8 @@ def _panel(frame: Pixels, labels: NDArray[np.int32] | None, size: str, marks: st
     width, height = size.split()
     label = html.escape(title)
     return (
-        f"<figure class='sk-panel {kind}' data-width='{width}' data-height='{height}'>"
+        f"<figure class='sk-panel {kind}' data-width='{width}' data-height='{height}' "
+        f"style='--shape: {shape[0] / shape[1]:.4f}'>"
         f"<div class='sk-stage'><img src='{_encoded(image)}' alt='{label}' draggable='false'>"
         f"<svg viewBox='0 0 {width} {height}' preserveAspectRatio='none' aria-hidden='true'>{marks}"
         f"<g class='sk-drawing'></g></svg></div><figcaption>{label}</figcaption></figure>"
@@ -226,7 +227,7 @@ def timeline(
     marked = [row for row in shown if row.keyframe]
     for row in marked:
         value = 0.0 if math.isnan(row.significance) else row.significance
-        parts.append(f"<circle class='sk-dot' cx='{x(row.frame_idx):.1f}' cy='{y(value):.1f}' r='5'/>")
+        parts.append(f"<path class='sk-dot' d='M{x(row.frame_idx):.1f} {y(value):.1f}h0'/>")
     for s, obj in [*studio.prompts, *studio.corrections]:
         if obj == obj_id:
             parts.append(f"<path class='sk-prompted' d='M{x(s):.1f} {HEIGHT}l-6 -12h12z'/>")
