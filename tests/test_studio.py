@@ -303,7 +303,7 @@ def test_the_example_is_tracked_from_its_outline(models: Models, tmp_path: Path)
 def test_what_is_held_does_not_grow_with_the_video(models: Models, clip: Any, tmp_path: Path) -> None:
     video = Video(tmp_path / "film.mp4", 24)
     frames = [*clip.frames, *clip.frames[-2:0:-1]]
-    for t in range(300):
+    for t in range(160):
         video.add(frames[t % len(frames)])
     video.close()
     studio = Studio(models, tmp_path)
@@ -312,13 +312,13 @@ def test_what_is_held_does_not_grow_with_the_video(models: Models, clip: Any, tm
     held = {}
     for at in studio.track():
         mine = studio.runs[MINE]
-        if at.frame_idx in (60, 299):
+        if at.frame_idx in (60, 159):
             mine._put_aside(at.frame_idx + 1)  # what is copied is what is held
             newest = mine._aside.pop(at.frame_idx + 1)
             held[at.frame_idx] = sum(each.nbytes for each in newest.shared if isinstance(each, torch.Tensor))
         assert len(mine._aside) <= 12
         assert all(len(aside.shared) < 200 for aside in mine._aside.values())
-    assert held[299] <= held[60]
+    assert held[159] <= 1.1 * held[60]
     kept = sum(len(step.mask) + sum(each.nbytes for each in step.descriptors.values()) for step in mine.steps)
     assert kept / len(mine.steps) < 8000  # bytes a frame and object, for replays
     studio.close()
