@@ -248,7 +248,8 @@ class KeyframeMemory:
         attend: Which tokens of a memory are attended to. Fewer tokens, not fewer bytes.
         queries: Which tokens of the frame being tracked run through memory attention. Less time, not fewer bytes.
         choice: Chooses among the decoder's candidate masks by motion as well; None: SAM 2's own choice.
-        confirm: When an object that was gone counts as seen again; None: as soon as SAM 2's score is above 0.
+        confirm: Asks more of a mask that appears anew or jumps; None: SAM 2's own, a score above 0. A replay holds the
+            masks fixed, so it changes nothing there.
         measure: More scorers, recorded with every frame.
         protect_corrections: Whether a tracked frame that the user corrected is held until it is removed, besides the
             shelves, in at most half of the room, and shown as corrected when it is tracked over again. SAM 2
