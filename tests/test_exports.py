@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import av
 import cv2
@@ -125,6 +126,68 @@ def test_the_mask_video_is_lossless(tmp_path: Path) -> None:
     reader.release()
 
 
+def test_times_are_the_sources(tmp_path: Path) -> None:
+    times = [0.0, 0.04, 0.1, 0.11, 0.5, 0.51]
+    kinds = ["video", "boxes", "polygons", "coco", "label-studio"]
+    paths = dict(zip(kinds, exports.export(lambda: iter(LABELS), NAMES, tmp_path, kinds, 25, times), strict=True))
+    with av.open(str(paths["video"])) as file:
+        assert [frame.time for frame in file.decode(video=0)] == pytest.approx(times, abs=1e-3)
+    for kind in ("boxes", "polygons"):
+        with paths[kind].open() as file:
+            assert all(float(row["time"]) == times[int(row["frame"])] for row in csv.DictReader(file))
+    assert [image["time"] for image in json.loads(paths["coco"].read_text())["images"]] == times
+    ((task,),) = (json.loads(paths["label-studio"].read_text()),)
+    for region in task["predictions"][0]["result"]:
+        assert all(box["time"] == times[box["frame"] - 1] for box in region["value"]["sequence"])
+
+
+def test_label_studio_takes_the_task(tmp_path: Path) -> None:
+    interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface(exports.LABEL_STUDIO)
+    interface.validate()
+    path = written(tmp_path, "label-studio")
+    (task,) = json.loads(path.read_text())
+    assert interface.validate_task({"data": task["data"]})
+    (prediction,) = task["predictions"]
+    assert interface.validate_prediction(prediction, return_errors=True) == []
+    assert interface.validate_prediction({"result": [{**prediction["result"][0], "from_name": "none"}]}) is False
+    regions = {int(each["id"].removeprefix("object-")): each["value"] for each in prediction["result"]}
+    assert regions.keys() == {obj_id for ids in LABELS for obj_id in objects(ids)}
+    for obj_id, value in regions.items():
+        assert value["framesCount"] == len(LABELS)
+        shown = {box["frame"] - 1: box for box in value["sequence"]}
+        assert shown.keys() == {t for t, ids in enumerate(LABELS) if obj_id in ids}
+        for t, box in shown.items():
+            rows, columns = np.nonzero(LABELS[t] == obj_id)
+            corner = (box["x"] * SIZE[1] / 100, box["y"] * SIZE[0] / 100)
+            assert corner == pytest.approx((columns.min(), rows.min()))
+            far = (box["width"] * SIZE[1] / 100, box["height"] * SIZE[0] / 100)
+            assert far == pytest.approx((np.ptp(columns) + 1, np.ptp(rows) + 1))
+            assert box["enabled"] == (t + 1 in shown or t + 1 == len(LABELS)), "off where the object is gone next"
+
+
+def test_cvat_has_every_mask_as_a_track_of_one_frame(tmp_path: Path) -> None:
+    """Read as CVAT documents its XML: runs along the rows of the box, background first."""
+    root = ElementTree.parse(written(tmp_path, "cvat")).getroot()
+    assert root.findtext("version") == "1.1"
+    assert root.findtext("meta/task/size") == str(len(LABELS))
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for track_ in root.findall("track"):
+        first, *rest = track_.findall("mask")
+        t = int(first.attrib["frame"])
+        ends = [(int(each.attrib["frame"]), each.attrib["outside"]) for each in rest]
+        assert ends == ([(t + 1, "1")] if t + 1 < len(LABELS) else [])
+        assert first.attrib["outside"] == "0"
+        left, top, width, height = (int(first.attrib[name]) for name in ("left", "top", "width", "height"))
+        runs = [int(run) for run in first.attrib["rle"].split(",")]
+        values = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
+        mask = np.zeros(SIZE, bool)
+        mask[top : top + height, left : left + width] = values > 0
+        found[t, int(track_.attrib["group_id"])] = mask
+    given = {(t, obj_id): mask for t, ids in enumerate(LABELS) for obj_id, mask in objects(ids).items()}
+    assert found.keys() == given.keys()
+    assert all((found[place] == mask).all() for place, mask in given.items())
+
+
 def test_detections_are_supervisions(tmp_path: Path) -> None:
     sv = pytest.importorskip("supervision")
     for ids in LABELS:
@@ -148,7 +211,7 @@ def test_track_exports_beside_its_masks(folder: Path, clip: Any, out: Path, tmp_
     prompts = ("--mask", f"2:{tmp_path / 'first.png'}", "--no-overlay", "--no-pictures")
     kinds = [word for kind in exports.FILES for word in ("--export", kind)]
     assert track(folder, out, *prompts, *kinds) == 0
-    left = {*OUTPUTS, *exports.FILES.values()} - {"overlay.mp4", "timeline.png", "memory.png"}
+    left = {*OUTPUTS, *exports.FILES.values()} - {"overlay.mp4", "timeline.png", "memory.png", "index.html"}
     assert {path.name for path in out.iterdir()} == left
     data = reader.COCO(str(out / "coco.json"))
     assert [each["file_name"] for each in data.imgs.values()] == [f"{t:05d}.jpg" for t in range(FRAMES)]

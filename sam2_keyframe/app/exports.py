@@ -9,8 +9,10 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,21 @@ from sam2_keyframe.app.draw import need
 
 Labels = NDArray[Any]
 """(H, W) whole numbers: 0 is background, the others are object ids."""
+
+Times = Sequence[float | None]
+"""Seconds of each frame from the first; None, or none at all, where the source does not say."""
+
+MILLISECOND = Fraction(1, 1000)
+"""The clock of Matroska files."""
+
+LABEL_STUDIO = """\
+<View>
+  <Video name="video" value="$video"/>
+  <VideoRectangle name="box" toName="video"/>
+  <Labels name="labels" toName="video"><Label value="object"/></Labels>
+</View>
+"""
+"""Label Studio's labelling interface for `label_studio`."""
 
 CATEGORY = {"id": 1, "name": "object"}
 """Of every object: what it is is unknown. Objects are told apart by `track_id`, or by annotation in YouTube-VIS."""
@@ -40,15 +57,13 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
     The runs go down the columns, background first; `pycocotools.mask.frPyObjects` reads them.
     """
-    flat = mask.T.ravel()
-    edges = np.flatnonzero(np.diff(flat, prepend=False)) if len(flat) else np.zeros(0, int)
-    counts = np.diff(edges, prepend=0, append=len(flat)).tolist()
+    counts = _runs(mask.T.ravel())
     box = _box(mask) if mask.any() else None
     segmentation = {"size": list(mask.shape), "counts": counts}
     return {"segmentation": segmentation, "bbox": box, "area": int(mask.sum())}
 
 
-def coco(labels: Iterable[Labels], names: Sequence[str]) -> dict[str, Any]:
+def coco(labels: Iterable[Labels], names: Sequence[str], times: Times = ()) -> dict[str, Any]:
     """Return COCO's instances: an image a frame, an annotation a frame and object with its RLE, box and area.
 
     Boxes are x, y, width, height in pixels. `track_id` is the object's id, `frame_index` the image's frame.
@@ -56,6 +71,7 @@ def coco(labels: Iterable[Labels], names: Sequence[str]) -> dict[str, Any]:
     Args:
         labels: Object ids, a frame each.
         names: File names of the frames, at least as many.
+        times: Seconds of each frame from the first, where they are known: `time` of its image.
 
     Raises:
         ImportError: pycocotools is missing.
@@ -64,7 +80,8 @@ def coco(labels: Iterable[Labels], names: Sequence[str]) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for t, (ids, name) in enumerate(zip(labels, names, strict=False)):
         height, width = ids.shape
-        images.append({"id": t + 1, "file_name": name, "width": width, "height": height, "frame_index": t})
+        image = {"id": t + 1, "file_name": name, "width": width, "height": height, "frame_index": t}
+        images.append(image | ({} if _time(times, t) is None else {"time": _time(times, t)}))
         for obj_id, mask in _objects(ids):
             annotations.append(
                 {
@@ -103,23 +120,24 @@ def youtube_vis(labels: Iterable[Labels], names: Sequence[str]) -> dict[str, Any
     return {"info": {}, "videos": videos, "annotations": annotations, "categories": [CATEGORY]}
 
 
-def boxes(labels: Iterable[Labels], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield a row a frame and object: frame, file, object, x0, y0, x1, y1 in pixels (x1, y1 behind it) and area.
+def boxes(labels: Iterable[Labels], names: Sequence[str], times: Times = ()) -> Iterator[dict[str, Any]]:
+    """Yield a row a frame and object: frame, time, file, object, x0, y0, x1, y1 in pixels (x1, y1 behind it) and area.
 
-    Arguments as in `coco`.
+    Arguments as in `coco`; time is None where it is not known.
     """
     for t, (ids, name) in enumerate(zip(labels, names, strict=False)):
         for obj_id, mask in _objects(ids):
             x, y, width, height = _box(mask)
             corners = {"x0": x, "y0": y, "x1": x + width, "y1": y + height}
-            yield {"frame": t, "file": name, "object": obj_id, **corners, "area": int(mask.sum())}
+            about = {"frame": t, "time": _time(times, t), "file": name, "object": obj_id}
+            yield {**about, **corners, "area": int(mask.sum())}
 
 
-def polygons(labels: Iterable[Labels], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield a row an outline: frame, file, object, part, hole (0 or 1) and the polygon as "x,y x,y ..." in pixels.
+def polygons(labels: Iterable[Labels], names: Sequence[str], times: Times = ()) -> Iterator[dict[str, Any]]:
+    """Yield a row an outline: frame, time, file, object, part, hole (0 or 1), polygon ("x,y x,y ..." in pixels).
 
     Outlines run through the middle of the outermost pixels, as OpenCV's do; those of holes, through the hole's. Filled
-    in this order by `cv2.fillPoly`, parts with 1 and holes with 0, they give the mask. Arguments as in `coco`.
+    in this order by `cv2.fillPoly`, parts with 1 and holes with 0, they give the mask. Arguments as in `boxes`.
 
     Raises:
         ImportError: OpenCV is missing.
@@ -129,34 +147,129 @@ def polygons(labels: Iterable[Labels], names: Sequence[str]) -> Iterator[dict[st
         for obj_id, mask in _objects(ids):
             for part, (outline, hole) in enumerate(_outlines(cv2, mask)):
                 points = " ".join(f"{x},{y}" for x, y in outline)
-                yield {"frame": t, "file": name, "object": obj_id, "part": part, "hole": hole, "polygon": points}
+                about = {"frame": t, "time": _time(times, t), "file": name, "object": obj_id}
+                yield {**about, "part": part, "hole": hole, "polygon": points}
 
 
-def mask_video(labels: Iterable[Labels], path: Path, fps: float = 24.0) -> None:
+def label_studio(
+    labels: Iterable[Labels], names: Sequence[str], video: str, fps: float = 24.0, times: Times = ()
+) -> list[dict[str, Any]]:
+    """Return a task of Label Studio: a video, and its objects as predictions that people correct.
+
+    Label Studio has no masks in videos: an object is a `VideoRectangle` with a box a frame, in percent of the frame,
+    which ends where the object is gone. Its id is the region's, `object-3`. The labelling interface that goes with it
+    is `LABEL_STUDIO`. Frames count from 1, at the frame rate that the video is played at.
+
+    Args:
+        labels: Object ids, a frame each.
+        names: File names of the frames, at least as many.
+        video: Where Label Studio finds the video, an address or a path that it serves.
+        fps: Frames per second.
+        times: Seconds of each frame, where they are known.
+    """
+    tracks: dict[int, list[dict[str, Any]]] = {}
+    open_ones: set[int] = set()
+    count = 0
+    for t, (ids, _) in enumerate(zip(labels, names, strict=False)):
+        height, width = ids.shape
+        present = dict(_objects(ids))
+        for obj_id in open_ones - present.keys():  # "enabled" says that the box goes on to the next one
+            tracks[obj_id][-1]["enabled"] = False
+        for obj_id, mask in present.items():
+            x, y, w, h = _box(mask)
+            tracks.setdefault(obj_id, []).append(
+                {
+                    "frame": t + 1,
+                    "enabled": True,
+                    "rotation": 0,
+                    "x": 100 * x / width,
+                    "y": 100 * y / height,
+                    "width": 100 * w / width,
+                    "height": 100 * h / height,
+                    "time": _time(times, t, t / fps),
+                }
+            )
+        open_ones, count = set(present), t + 1
+    result = [
+        {
+            "id": f"object-{obj_id}",
+            "type": "videorectangle",
+            "from_name": "box",
+            "to_name": "video",
+            "value": {"framesCount": count, "duration": count / fps, "sequence": boxes, "labels": [CATEGORY["name"]]},
+        }
+        for obj_id, boxes in sorted(tracks.items())
+    ]
+    return [{"data": {"video": video}, "predictions": [{"model_version": "sam2_keyframe", "result": result}]}]
+
+
+def cvat(labels: Iterable[Labels], names: Sequence[str]) -> ElementTree.Element:
+    """Return "CVAT for video 1.1": a track a mask, as CVAT itself writes masks of videos, grouped by object.
+
+    `rle` has the runs along the rows of the mask's box, background first.
+
+    Args:
+        labels: Object ids, a frame each.
+        names: File names of the frames, at least as many.
+    """
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    size = ElementTree.SubElement(task, "size")
+    ElementTree.SubElement(task, "mode").text = "interpolation"
+    label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
+    ElementTree.SubElement(label, "name").text = str(CATEGORY["name"])
+    ElementTree.SubElement(label, "attributes")
+    original = ElementTree.SubElement(task, "original_size")
+    shape, count = (0, 0), 0
+    for t, (ids, _) in enumerate(zip(labels, names, strict=False)):
+        shape, count = (ids.shape[0], ids.shape[1]), t + 1
+        for obj_id, mask in _objects(ids):
+            about = {"id": str(len(root) - 2), "label": str(CATEGORY["name"]), "source": "auto"}
+            track = ElementTree.SubElement(root, "track", {**about, "group_id": str(obj_id)})
+            x, y, width, height = _box(mask)
+            runs = ", ".join(map(str, _runs(mask[y : y + height, x : x + width].ravel())))
+            place = {"left": x, "top": y, "width": width, "height": height}
+            given = {"rle": runs, **{name: str(value) for name, value in place.items()}, "z_order": "0"}
+            for frame, outside in ((t, "0"), (t + 1, "1")):
+                at = {"frame": str(frame), "keyframe": "1", "outside": outside, "occluded": "0"}
+                ElementTree.SubElement(track, "mask", {**at, **given})
+    for track in root.findall("track"):  # an end behind the last frame is none
+        for mark in [mark for mark in track if int(mark.attrib["frame"]) >= count]:
+            track.remove(mark)
+    size.text = str(count)
+    for name, side in zip(("height", "width"), shape, strict=True):
+        ElementTree.SubElement(original, name).text = str(side)
+    return root
+
+
+def mask_video(labels: Iterable[Labels], path: Path, fps: float = 24.0, times: Times = ()) -> None:
     """Write the ids as the grey values of a lossless video (FFV1 in Matroska), which FFmpeg and OpenCV read.
 
     Args:
         labels: Object ids, 0 to 255, a frame each.
         path: The file, `.mkv`.
         fps: Frames per second.
+        times: Seconds of each frame, where they are known; a frame is shown at its own.
 
     Raises:
         ImportError: PyAV is missing.
         OSError: It cannot be written; nothing is left of it.
     """
-    from fractions import Fraction
-
     av = need("av")
     try:
         with closing(av.open(str(path), "w", format="matroska")) as file:
-            stream = None
-            for ids in labels:
+            stream, last = None, -1
+            for t, ids in enumerate(labels):
                 if stream is None:
                     stream = file.add_stream("ffv1", rate=Fraction(fps).limit_denominator(1001))
                     stream.height, stream.width = ids.shape
                     stream.pix_fmt = "gray"
-                grey = np.ascontiguousarray(ids, dtype=np.uint8)
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")))
+                    stream.codec_context.time_base = stream.time_base = MILLISECOND
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(ids, dtype=np.uint8), format="gray")
+                last = max(last + 1, round(_time(times, t, t / fps) / MILLISECOND))
+                picture.pts, picture.time_base = last, MILLISECOND
+                file.mux(stream.encode(picture))
             if stream is not None:
                 file.mux(stream.encode(None))
     except BaseException:
@@ -192,6 +305,8 @@ FILES: Mapping[str, str] = {
     "boxes": "boxes.csv",
     "polygons": "polygons.csv",
     "video": "masks.mkv",
+    "label-studio": "label_studio.json",
+    "cvat": "cvat.xml",
 }
 """What `--export` takes, and the file that each writes."""
 
@@ -218,6 +333,8 @@ def export(
     folder: Path,
     kinds: Iterable[str],
     fps: float = 24.0,
+    times: Times = (),
+    video: str = "video.mp4",
 ) -> list[Path]:
     """Write masks as other tools read them; return the files.
 
@@ -227,6 +344,8 @@ def export(
         folder: Where the files go.
         kinds: Of `FILES`.
         fps: Frames per second of the video.
+        times: Seconds of each frame, where the source says.
+        video: What the source is called, for tools that load it themselves.
 
     Raises:
         ValueError: There is no such kind.
@@ -237,7 +356,7 @@ def export(
     for kind in check_exports(kinds):
         path = folder / FILES[kind]
         try:
-            _write(kind, labels(), names, path, fps)
+            _write(kind, labels(), names, path, fps, times, video)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -245,18 +364,28 @@ def export(
     return written
 
 
-def _write(kind: str, labels: Iterable[Labels], names: Sequence[str], path: Path, fps: float) -> None:
+def _write(
+    kind: str, labels: Iterable[Labels], names: Sequence[str], path: Path, fps: float, times: Times, video: str
+) -> None:
     if kind == "video":
-        mask_video(labels, path, fps)
-    elif kind in ("coco", "youtube-vis"):
-        made = coco(labels, names) if kind == "coco" else youtube_vis(labels, names)
+        mask_video(labels, path, fps, times)
+    elif kind == "cvat":
+        tree = ElementTree.ElementTree(cvat(labels, names))
+        ElementTree.indent(tree)
+        tree.write(path, encoding="utf-8", xml_declaration=True)
+    elif kind in ("coco", "youtube-vis", "label-studio"):
+        made: Any
+        if kind == "label-studio":
+            made = label_studio(labels, names, video, fps, times)
+        else:
+            made = coco(labels, names, times) if kind == "coco" else youtube_vis(labels, names)
         path.write_text(json.dumps(made) + "\n")
     else:
         columns = "x0 y0 x1 y1 area" if kind == "boxes" else "part hole polygon"
         with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, ["frame", "file", "object", *columns.split()], lineterminator="\n")
+            table = csv.DictWriter(file, ["frame", "time", "file", "object", *columns.split()], lineterminator="\n")
             table.writeheader()
-            table.writerows(boxes(labels, names) if kind == "boxes" else polygons(labels, names))
+            table.writerows((boxes if kind == "boxes" else polygons)(labels, names, times))
 
 
 def saved_masks(folder: Path, names: Sequence[str]) -> Iterator[Labels]:
@@ -283,6 +412,23 @@ def saved_masks(folder: Path, names: Sequence[str]) -> Iterator[Labels]:
             continue
         with module.open(picture) as image:
             yield np.asarray(image)
+
+
+def _runs(flat: NDArray[np.bool_]) -> list[int]:
+    """Return the lengths of runs, the first of which is False and may be 0."""
+    edges = np.flatnonzero(np.diff(flat, prepend=False))
+    runs: list[int] = np.diff(edges, prepend=0, append=len(flat)).tolist()
+    return runs
+
+
+@overload
+def _time(times: Times, t: int) -> float | None: ...
+@overload
+def _time(times: Times, t: int, otherwise: float) -> float: ...
+def _time(times: Times, t: int, otherwise: float | None = None) -> float | None:
+    """Return a frame's time in seconds, to the microsecond."""
+    known = times[t] if t < len(times) else None
+    return otherwise if known is None else round(known, 6)
 
 
 def _objects(ids: Labels) -> Iterator[tuple[int, NDArray[np.bool_]]]:

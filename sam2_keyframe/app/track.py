@@ -204,7 +204,8 @@ def track(
             if exports:
                 saved = functools.partial(saved_masks, folder / "masks", mask_names)
                 called = [f"{each}.jpg" for each in mask_names] if file_names is None else file_names
-                export(saved, called, folder, exports, fps)
+                times = [source.time(t) for t in range(last + 1)]
+                export(saved, called, folder, exports, fps, times, about.get("source", "") or "video.mp4")
             if suggestions and not report.signal:
                 evidence, numbers = _evidence(predictor, source, method, prompts, folder, mask_names, seen)
                 report.suggestions = suggest(evidence, numbers, suggestions)
