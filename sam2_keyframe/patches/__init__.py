@@ -8,13 +8,14 @@ from typing import Any
 from sam2_keyframe.patches.batched import Batched
 from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.edgetam import EdgeTam
+from sam2_keyframe.patches.edgetam_batched import EdgeTamBatched
 from sam2_keyframe.patches.host import Host, ObjectFrames
 from sam2_keyframe.patches.sam2 import Sam2
 from sam2_keyframe.patches.sam3_video import Sam3Video
 from sam2_keyframe.patches.transformers import Transformers
 from sam2_keyframe.patches.ultralytics import Ultralytics
 
-HOSTS: tuple[type[Host], ...] = (Ultralytics, Batched, Sam2, EdgeTam, Sam3Video, Transformers)
+HOSTS: tuple[type[Host], ...] = (Ultralytics, EdgeTamBatched, Batched, Sam2, EdgeTam, Sam3Video, Transformers)
 """The hosts, in the order in which they are asked. None of them is imported by this."""
 
 

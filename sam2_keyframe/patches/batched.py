@@ -53,8 +53,6 @@ class Batched(Sam2):
     @staticmethod
     def refuses(predictor: object) -> str | None:
         """Return why this host does not take the predictor, or None when it does."""
-        if getattr(predictor, "spatial_perceiver", None) is not None:
-            return "EdgeTAM's memories are no grid"
         more = {"_add_output_per_object": {"inference_state", "frame_idx", "current_out", "storage_key"}}
         return own_rule(predictor) or unfit(predictor, {**REQUIRED, **more})
 
@@ -96,12 +94,15 @@ class Batched(Sam2):
 
     def _banks(self, state: MutableMapping[str, Any]) -> list[MemoryBank]:
         """Return the objects' banks in the order of the batch, once what the host has in batches is split."""
-        layout = state["constants"].setdefault(KEY, None) or Layout(state)
-        state["constants"][KEY] = layout
+        layout = state["constants"][KEY] = self._layout(state)
         self._layouts.add(layout)
         if self.method.store != "all":
             layout.split(but=state["consolidated_frame_inds"][TRACKED])
         return [self._bank_of(state, obj_idx) for obj_idx in sorted(state["output_dict_per_obj"])]
+
+    def _layout(self, state: MutableMapping[str, Any]) -> Layout:
+        """Return a state's frames in batches and in parts."""
+        return state["constants"].get(KEY) or Layout(state)
 
     def _bank_of(self, state: MutableMapping[str, Any], obj_idx: int) -> MemoryBank:
         place = state["output_dict_per_obj"][obj_idx]

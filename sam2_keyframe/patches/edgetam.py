@@ -13,7 +13,23 @@ from torch import Tensor
 from sam2_keyframe.bank.compression import Chain, Downsample
 from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.bank.store import Entry
+from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.transformers import REQUIRED, STEP, Session, Transformers, is_called
+
+
+def check_codecs(method: KeyframeMemory, latents: int) -> None:
+    """Refuse a method that stores memories of so many latents as a coarser grid.
+
+    Raises:
+        ValueError: It does.
+    """
+    for codec in (method.keyframes.codec, method.others.codec):
+        parts = codec.codecs if isinstance(codec, Chain) else (codec,)
+        if any(isinstance(part, Downsample) for part in parts):
+            raise ValueError(
+                f"{codec!r} coarsens a grid, and EdgeTAM's memories are {latents} latents and no grid: choose Int8() "
+                "or PCA(0.4)"
+            )
 
 
 class EdgeTam(Transformers):
@@ -40,14 +56,7 @@ class EdgeTam(Transformers):
 
     def _check_memories(self) -> None:
         """Check that memories can be stored as the method wants; what it attends to, the attention hook checks."""
-        method = self.method
-        for codec in (method.keyframes.codec, method.others.codec):
-            parts = codec.codecs if isinstance(codec, Chain) else (codec,)
-            if any(isinstance(part, Downsample) for part in parts):
-                raise ValueError(
-                    f"{codec!r} coarsens a grid, and EdgeTAM's memories are {self.latents} latents and no grid: choose "
-                    "Int8() or PCA(0.4)"
-                )
+        check_codecs(self.method, self.latents)
 
     @classmethod
     def hand_back(cls, session: Session) -> None:

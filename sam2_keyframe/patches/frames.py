@@ -38,10 +38,12 @@ class Frames:
 
     Args:
         predictor: The predictor.
+        places: Whether the tokens of a memory have places in the image, as `AttentionShare` takes for granted.
     """
 
-    def __init__(self, predictor: Any) -> None:
+    def __init__(self, predictor: Any, places: bool = True) -> None:
         self.predictor = predictor
+        self._places = places
         self._phases: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def shared(self, state: MutableMapping[str, Any], frame_idx: int) -> tuple[FrameMemo, Tensor]:
@@ -81,7 +83,9 @@ class Frames:
         """
         memo, image_embed = self.shared(state, frame_idx)
         features, pointer, score = encoded["maskmem_features"], entry["obj_ptr"], entry["object_score_logits"]
-        attention = functools.partial(self._attention, image_embed, masks, entry["maskmem_pos_enc"])
+        attention = None
+        if self._places:
+            attention = functools.partial(self._attention, image_embed, masks, entry["maskmem_pos_enc"])
         return TrackedFrame(frame_idx, image_embed, features, masks, candidates, ious, pointer, score, memo, attention)
 
     def prompted(

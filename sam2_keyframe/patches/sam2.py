@@ -239,15 +239,19 @@ class Sam2:
         alone = [read.alone(self._attention) for read in reads]
         return torch.cat(alone) if len(alone) > 1 else alone[0]
 
+    def _memory_grid(self, call: Mapping[str, Any]) -> tuple[int, int]:
+        """Return (h, w) of a spatial memory."""
+        grid: tuple[int, int] = call["feat_sizes"][-1]
+        return grid
+
     def _read_of(
         self, original: Callable[..., Tensor], call: MutableMapping[str, Any], tracking: Tracking | None
     ) -> Read:
         """Return one object's read, of the memories that its bank chooses; `tracking` is None for a click."""
-        output_dict, device = call["output_dict"], self.model.device
-        grid: tuple[int, int] = call["feat_sizes"][-1]
+        output_dict, device, grid = call["output_dict"], self.model.device, self._memory_grid(call)
         embed = None
         if self.method.keyframes.read.on_device:
-            embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, grid)
+            embed = call["current_vision_feats"][-1].permute(1, 2, 0).unflatten(2, call["feat_sizes"][-1])
         if tracking is not None:
             reading = tracking.plan(grid, device, embed)
         else:
