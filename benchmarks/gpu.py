@@ -48,8 +48,8 @@ WARM_UP = 10
 
 def settings(objects: int, size: int) -> dict[str, dict[str, Any] | None]:
     """Return what is compared, as arguments of `wrap`; None is the predictor as it is."""
-    window = 4 if size >= 1024 else 2
-    fewer = {"method": "compact", "attend": sk.Foveated(0.2, window), "queries": sk.NearObject(window)}
+    window = 4 if size >= 512 else 2
+    fewer = {"method": "compact", "attend": sk.Foveated(0.45, window), "queries": sk.NearObject(window)}
     found: dict[str, dict[str, Any] | None] = {ALONE: None, "keyframe": {"method": "keyframe"}, "compact near": fewer}
     if objects == 1:
         return found
@@ -155,12 +155,11 @@ def frame_times(predictor: Any, objects: int, frames: int, half: bool, clock: Cl
     rows = []
     for name, times in spent.items():
         pairs = list(zip(spent[ALONE][WARM_UP:], times[WARM_UP:], strict=True))
-        frame, memory = (1000 * statistics.median(time[i] for _, time in pairs) for i in (0, 1))
-        ratio, memory_ratio = (
-            statistics.median(stock[i] / max(ours[i], 1e-9) for stock, ours in pairs) for i in (0, 1)
-        )
-        one = {"objects": objects, "setting": name, "frame_ms": frame, "ratio": ratio}
-        rows.append({**one, "attention_ms": memory, "attention_ratio": memory_ratio})
+        row: dict[str, Any] = {"objects": objects, "setting": name}
+        for i, part in enumerate(("frame", "attention")):
+            row[f"{part}_ms"] = 1000 * statistics.median(ours[i] for _, ours in pairs)
+            row[f"{part}_ratio"] = statistics.median(stock[i] / max(ours[i], 1e-9) for stock, ours in pairs)
+        rows.append(row)
     return rows
 
 
