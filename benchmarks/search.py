@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import shlex
 import sys
 import threading
 import time
@@ -34,6 +35,8 @@ from benchmarks.search_space import SPACES, Space, build, load_space
 
 WAYS = ("absence_leaving", "absence_partial", "absence_filled")
 """Clips of a search unless others are asked for: on those without absences memories hardly differ."""
+WHERE = ("out", "report", "storage", "study", "spaces", "workers", "checkpoints", "device")
+"""Options that say where, not what."""
 DEFAULT: Spec = ("keyframe", [])
 """Beside the winners on test clips."""
 
@@ -65,6 +68,21 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, help="where tables and pictures go (default: report in --out)")
     add_arguments(parser)
     parser.set_defaults(out=Path("search-out"), challenges=WAYS, frames=96)
+
+
+def command(options: argparse.Namespace) -> str:
+    """Return the command line of a search, without where its files lie."""
+    parser = argparse.ArgumentParser()
+    add_search_arguments(parser)
+    parts = ["python -m benchmarks search", options.space]
+    for action in parser._actions:
+        value = getattr(options, action.dest, action.default)
+        if not action.option_strings or value == parser.get_default(action.dest) or action.dest in WHERE:
+            continue
+        texts = [] if value is True else list(map(str, value)) if isinstance(value, list) else [str(value)]
+        texts = [",".join(value)] if isinstance(value, tuple) else texts
+        parts += [action.option_strings[0], *texts]
+    return shlex.join(parts).replace("'python -m benchmarks search'", "python -m benchmarks search")
 
 
 @dataclass
@@ -99,7 +117,7 @@ class Search:
     def run(self) -> None:
         """Measure the baselines, then try until the study has as many trials as were asked for."""
         self.baselines()
-        self.study.search(self.trials, self._try)
+        self.study.search(self.trials, self._told)
 
     def baselines(self) -> dict[str, list[float]]:
         """Return the objectives of every baseline, by label."""
@@ -134,6 +152,15 @@ class Search:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, values, strict=True))
         self._tell(trial, shown, spec, started)
         return values
+
+    def _told(self, trial: Any) -> Sequence[float]:
+        """Try, and say why where a trial fails."""
+        try:
+            return self._try(trial)
+        except Exception as error:
+            if "videos" not in trial.user_attrs:
+                _say(f"trial {trial.user_attrs['place']}: failed: {error}")
+            raise
 
     def _tell(self, trial: Any, what: str, spec: Spec, started: float) -> None:
         seconds = time.perf_counter() - started
@@ -219,7 +246,7 @@ def open_search(options: argparse.Namespace) -> Search:
     bench: Any = (
         Replayed(plan, options.out / "recordings")
         if replayed
-        else Live(plan, options.out / "runs", timed="time" in objectives)
+        else Live(plan, options.out / ("timed" if "time" in objectives else "runs"), "time" in objectives)
     )
     bench.check_absences([name for name in objectives if name in AROUND])
     bench.check(space)

@@ -14,7 +14,7 @@ from benchmarks.compare import Group, Result, difference
 from benchmarks.pictures import BASELINE_LOOKS, COLOURS
 from benchmarks.plan import label
 from benchmarks.results import write_csv, write_text
-from benchmarks.search import DEFAULT, LIVE, Search, spec_of
+from benchmarks.search import DEFAULT, LIVE, Search, command, spec_of
 from benchmarks.search_measures import OBJECTIVES
 
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed"}
@@ -69,9 +69,8 @@ def _lines(search: Search, live: LiveRows, group: Group | None) -> list[str]:
         f"# Search: {search.space.name}, {search.options.sampler}",
         "",
         f"{len(trials)} trials ({counts}), {way}: {plan.dataset.name}, {plan.dataset.split}, "
-        f"{len(plan.dataset.names)} videos, SAM 2 {plan.runs[0][0].config['model']}. Objectives: {titles}. Seed "
-        f"{search.options.sampler_seed}. Made by `python -m benchmarks search {search.space.name}`; every trial is in "
-        f"trials.csv. {tables.machine(plan.runs[0][0].config)}",
+        f"{len(plan.dataset.names)} videos, SAM 2 {plan.runs[0][0].config['model']}. Objectives: {titles}. Every "
+        f"trial is in trials.csv. Made by `{command(search.options)}`. {tables.machine(plan.runs[0][0].config)}",
         "",
         "## The front, and the baselines",
         "",

@@ -23,7 +23,7 @@ from benchmarks import tables
 from benchmarks.campaign import changed
 from benchmarks.pictures import COLOURS
 from benchmarks.results import write_text
-from benchmarks.search import Search, add_search_arguments, open_search
+from benchmarks.search import Search, add_search_arguments, command, open_search
 from benchmarks.search_measures import OBJECTIVES
 
 Losses = Mapping[tuple[str, int], Sequence[NDArray[np.float64] | None]]
@@ -88,13 +88,14 @@ def _text(search: Search, found: Losses, budgets: Sequence[int], shares: Mapping
     head = ["search", *(f"after {budgets[place]}" for place in shown), "measured to the end"]
     way = "replayed" if search.options.replay else "tracked"
     titles = ", ".join(OBJECTIVES[name].title for name in search.objectives)
+    made = command(changed(search.options, sampler_seed=0, sampler="nsga2")).replace(" search ", ".search_samplers ", 1)
     lines = [
         f"# Samplers: {search.space.name}",
         "",
         f"{budgets[-1]} trials a search, {way}: {search.plan.dataset.name}, {search.plan.dataset.split}, "
         f"{len(search.plan.dataset.names)} videos. Hypervolume of {titles}: the share of the box around all trials "
-        "that is dominated, higher is better. Trials that were stopped early count as trials. Made by `python -m "
-        f"benchmarks.search_samplers {search.space.name}`.",
+        "that is dominated, higher is better. Trials that were stopped early count as trials. Made by "
+        f"`{made}`.",
         "",
         *tables.markdown(head, cells),
         "",

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,13 @@ def test_every_member_of_the_examples_is_a_method(name):
     for parameter in space.parameters.values():
         for text in getattr(parameter, "texts", ()):
             assert text.partition("{")[0] in shown  # every choice is tried before a search begins
+
+
+def test_the_spaces_of_the_page_are_spaces(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "search.md").read_text(), re.S)
+    (tmp_path / "spaces.yaml").write_text(text)
+    for name in yaml.safe_load(text):
+        assert len(list(load_space(name, tmp_path / "spaces.yaml").members())) > 4
 
 
 def test_a_text_stands_in_a_text_and_a_grid_has_no_method_twice(tmp_path):
