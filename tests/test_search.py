@@ -371,6 +371,18 @@ def test_a_live_search_ends_with_winners_on_test_clips(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_time_is_measured_beside_stocks(tmp_path):
+    space = written(tmp_path, method="keyframe", keyframes=[1])
+    clips = ["--clips", "1", "--frames", "15", "--size", "64", "--image-size", "64", "--challenges", "scale"]
+    more = ["--objectives", "time", "--trials", "1", "--sampler", "random", "--out", str(tmp_path)]
+    assert main(["search", *space, *clips, *more]) == 0
+    (row,) = rows(tmp_path)
+    (run,) = (tmp_path / "timed").glob("*keyframe*")
+    assert float(row["time"]) == json.loads((run / "time.json").read_text())["ratio"] > 0
+    assert (tmp_path / "report" / "front.png").exists()  # of one objective: over the trials
+
+
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_with_the_numbers_of_one_that_is_not(tmp_path):
     arguments = [
         *(sys.executable, "-m", "benchmarks", "search", "keyframe", *TINY, "--trials", "10", "--population", "3"),
