@@ -164,6 +164,6 @@ def test_results_can_be_left_out(folder: Path, out: Path) -> None:
     assert track(folder, out, *box, "--no-overlay") == 0
     assert sorted(path.name for path in out.iterdir()) == sorted({*OUTPUTS} - {"overlay.mp4"}), "the old one, too"
     assert track(folder, out, *box, "--no-overlay", "--no-pictures") == 0
-    left = {*OUTPUTS} - {"overlay.mp4", "timeline.png", "memory.png"}
+    left = {*OUTPUTS} - {"overlay.mp4", "timeline.png", "memory.png", "index.html"}
     assert sorted(path.name for path in out.iterdir()) == sorted(left)
     assert_whole(out, 3)

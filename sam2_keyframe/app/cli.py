@@ -51,6 +51,7 @@ HEADINGS = {
     "attention": "token schemes: which tokens of a memory are attended to",
     "queries": "tokens of the frame being tracked that run through memory attention",
     "motion": "mask choice by motion",
+    "returns": "what a mask that appears anew or jumps has to show before it is believed",
 }
 
 

@@ -40,6 +40,7 @@ def add_parser(commands: Any, say: Callable[[str], None]) -> None:
 def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     from sam2_keyframe.app import pictures
     from sam2_keyframe.replay import Recording, replay
+    from sam2_keyframe.video.confidence import with_confidence
     from sam2_keyframe.video.source import FrameSource
 
     start = time.perf_counter()
@@ -50,7 +51,7 @@ def _replay(options: argparse.Namespace, say: Callable[[str], None]) -> int:
                 names = frame_names(options.source, len(source))
                 result = replay(source, read_masks(options.masks, names, options.binary), method)
             else:
-                result = replay(source, Recording.load(options.masks), method)
+                result = replay(source, Recording.load(options.masks), with_confidence(method))
         _write_table(folder / "timeline.csv", result.timeline())
         (folder / "summary.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
         if any(each.rows for each in result.stats.values()):

@@ -254,9 +254,8 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
         raise TypeError(f"frames={frames!r}: give frame numbers, as in (3, 41)")
     if not frames:
         raise ValueError(
-            "genetic() needs the frames that a search found on a first pass: choose_frames() on the descriptors of a "
-            "Recording, which `sam2-keyframe track` writes; then wrap(predictor, 'genetic', frames=...). On the "
-            "command line `track --method genetic` makes that pass itself"
+            "genetic() needs the frames that a search found on a first pass: choose_frames() on a Recording's "
+            "descriptors, then wrap(predictor, 'genetic', frames=...); `track --method genetic` makes both passes"
         )
     return KeyframeMemory(Recent(1), Keyframes(len(frames), Frames(tuple(frames)), code="anchor"), fill=False)
 
