@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 torch.set_num_threads(1)  # small tensors; and two runs that shall be equal must not differ in it
+
+
+def a_few(names: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters for a test of which only some are quick to run; the others are marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def make_predictor(image_size: int = 128, seed: int = 0, **flags: Any) -> Any:

@@ -90,6 +90,7 @@ def test_what_attention_knows_of_memories_leaves_with_them_and_is_counted(
     assert all(a.memory.nbytes - b.memory.nbytes == n for a, b, n in same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("session", ["two_objects", "several_prompts", "correction", "both_ways"])
 def test_every_memory_whole_by_the_per_key_path_is_stock(

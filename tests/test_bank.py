@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_predictor, write_frames
+from conftest import a_few, make_predictor, write_frames
 from memories import GOOD, memory
 from sessions import run
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -151,7 +151,7 @@ READING = {
 }
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", a_few(READING, "dam4sam", "retrieved", "packed", "queries"))
 def test_no_method_reads_on_the_host_beside_its_numbers(name: str, long_video: Any) -> None:
     """Neither relations nor retrieval, motion, codecs or token schemes wait for the device."""
     model = make_predictor(64)

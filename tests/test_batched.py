@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from batches import legacy
-from conftest import make_predictor, write_frames
+from conftest import a_few, make_predictor, write_frames
 from plans import chosen, replanned
 from sessions import SESSIONS, assert_equal, assert_lively, run
 
@@ -175,7 +175,7 @@ def track(
 MICRO = {"make": load_micro_predictor, "image_size": 128}
 
 
-@pytest.mark.parametrize("name", sk.METHODS)
+@pytest.mark.parametrize("name", a_few(sk.METHODS, "stock", "keyframe", "compact", "dam4sam", "xmem_style"))
 def test_every_method(name: str, leaving: Any) -> None:
     """Each object has the frames attended to and the masks that it has where objects are tracked one by one."""
     clip, folder = leaving

@@ -81,6 +81,7 @@ def test_every_method_is_beside_stock_on_both_kinds_of_clips(made):
     assert set(groups["footage"].results[0].by_video()) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_what_is_kept_says_what_the_runs_say(made):
     root = made[0]
     runs = {path.parent.name: json.loads(path.read_text()) for path in root.glob("out/*/metrics.json")}

@@ -54,6 +54,7 @@ def test_bench_runs_every_method_and_writes_the_report(bench):
     assert (out / "report/index.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_bench_measures_time_beside_stock(bench):
     out, _, found = bench
     times = {name: metrics["time"]["beside_stock"] for name, metrics in found.items()}

@@ -116,6 +116,7 @@ def test_development_and_test_data_are_never_mixed(swept):
         }
 
 
+@pytest.mark.slow
 def test_report_holds_every_run_and_the_baselines(swept):
     report = swept / "report"
     text = (report / "README.md").read_text()

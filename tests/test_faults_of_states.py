@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_predictor
+from conftest import a_few, make_predictor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +43,10 @@ def _masks(predictor: Any, state: Any, **how: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("method", ["keyframe", "samurai", "dam4sam", "compact", "xmem_style", "sam3", "window"])
+@pytest.mark.parametrize(
+    "method",
+    a_few(["keyframe", "samurai", "dam4sam", "compact", "xmem_style", "sam3", "window"], "keyframe", "compact"),
+)
 def test_a_copied_state_goes_on_as_the_original(method: str, how: str, clip_folder: Any, clip: Any) -> None:
     """On the same predictor, and on another one wrapped alike."""
     predictor, other = make_predictor(), make_predictor()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_predictor, write_frames
+from conftest import a_few, make_predictor, write_frames
 from memories import GOOD, LOOSE, memory
 from sessions import run
 
@@ -115,9 +115,7 @@ def _bound(method: sk.KeyframeMemory) -> int:
 
 
 @pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
-)
+@pytest.mark.parametrize("name", a_few(SETTINGS, *QUICK))
 def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
     method = SETTINGS[name]
 

@@ -150,6 +150,7 @@ def test_twenty_steps_learn_and_the_weights_round_trip(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded[name].float(), value.float(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
     whole = _losses(train.Trainer(TINY, tmp_path), 6)
     first = train.Trainer(TINY, tmp_path)

@@ -34,6 +34,7 @@ def official() -> Any:
     return _official()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", ["two_objects", "reverse", "correction"])
 def test_stock_is_identical(official: Any, session: str, clip_folder: Any, clip: Any) -> None:
     unwrapped = run(official, session, clip_folder, clip)
@@ -42,6 +43,7 @@ def test_stock_is_identical(official: Any, session: str, clip_folder: Any, clip:
         assert_equal(run(official, session, clip_folder, clip), unwrapped)
 
 
+@pytest.mark.slow
 def test_window_is_lossless(official: Any, clip_folder: Any, clip: Any) -> None:
     unwrapped = run(official, "stepped", clip_folder, clip)
     with sk.wrap(official, "window"):

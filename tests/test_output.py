@@ -40,6 +40,7 @@ def cut_off(work: Path) -> None:
     raise OSError("disk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_second_process_is_refused_until_the_first_has_ended_or_was_killed(
     folder: Path, out: Path, capsys: Any, earlier: bool

@@ -90,6 +90,7 @@ def _track(host: str, clip: Any, confirm: sk.Confirm | None, reverse: bool = Fal
 CASES = [("sam2", False), ("sam2", True), ("legacy", False), ("transformers", False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "reverse"), CASES)
 def test_on_hosts(host: str, reverse: bool, away: Any) -> None:
     """Bounds of 0 change nothing; with one that no rating reaches, what is hidden once stays away, each for itself."""

@@ -285,6 +285,7 @@ def test_a_trial_stops_where_another_is_as_good_on_every_video(replayed):
     assert all(row["videos"] == "1" and row["coverage"] == "" for row in stopped)
 
 
+@pytest.mark.slow
 def test_samplers_are_compared_by_what_they_dominate(replayed):
     arguments = ["shelves", *TINY, "--replay", "--trials", "4", "--seeds", "0", "1", "--out", str(replayed)]
     assert search_samplers.main([*arguments, "--storage", str(replayed / "samplers.journal")]) == 0
@@ -344,6 +345,7 @@ def test_coverage_and_clean_are_what_they_say(replayed):
     assert 0 < row["clean"] <= 100
 
 
+@pytest.mark.slow
 def test_a_live_search_ends_with_winners_on_test_clips(tmp_path, capsys):
     out = tmp_path / "out"
     change = {"low": 0.2, "high": 0.6, "step": 0.4}

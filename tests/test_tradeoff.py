@@ -57,6 +57,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_measured_occupancy_falls_with_what_is_counted(made):
     by_label = {result.label: result for result in made[1].results}
     whole, pooled = by_label["keyframe"], by_label[BOTH[1]]

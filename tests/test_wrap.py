@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_predictor
+from conftest import a_few, make_predictor
 from sessions import FRAMES, assert_equal, run
 
 import sam2_keyframe as sk
@@ -51,7 +51,9 @@ def wrapped(predictor: Any, method: str) -> sk.Handle:
     return sk.wrap(predictor, method.split()[0], **CHOICES[method])
 
 
-@pytest.mark.parametrize("method", [*CHOICES, "retrieved"])
+@pytest.mark.parametrize(
+    "method", a_few([*CHOICES, "retrieved"], "stock", "keyframe packed", "dam4sam", "sam2long", "retrieved")
+)
 def test_unwrap_leaves_nothing_behind(method: str, predictor: Any, clip_folder: Any, clip: Any) -> None:
     never_wrapped = run(predictor, "both_ways", clip_folder, clip)  # fills SAM 2's own caches too
     before = _attributes(predictor)
