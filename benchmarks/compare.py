@@ -276,13 +276,17 @@ def _rows(file: Path) -> bool:
     return isinstance(found, dict) and "schema" in found
 
 
-def worst_videos(group: Group, result: Result, count: int) -> list[tuple[str, float]]:
-    """Return the videos on which a method falls furthest below stock, by 0.1 or more, with the difference in points."""
-    theirs = group.reference.by_video() if group.reference else {}
+def worst_videos(group: Group, result: Result, count: int, best: bool = False) -> list[tuple[str, float]]:
+    """Return the videos on which a method falls furthest below stock, by 0.1 or more, with the difference in points.
+
+    With `best`, those on which it rises furthest above it.
+    """
+    sign, theirs = -1 if best else 1, group.reference.by_video() if group.reference else {}
     falls = [
         (name, float(np.mean(jf) - np.mean(theirs[name]))) for name, jf in result.by_video().items() if name in theirs
     ]
-    return sorted((pair for pair in falls if round(pair[1], 1) < 0), key=lambda pair: pair[1])[:count]
+    found = (pair for pair in falls if sign * round(pair[1], 1) < 0)
+    return sorted(found, key=lambda pair: sign * pair[1])[:count]
 
 
 def generated_first(groups: Sequence[Group]) -> list[Group]:

@@ -18,6 +18,7 @@ from benchmarks.compare import Group, Result
 from benchmarks.datasets import Dataset, Video
 from benchmarks.plan import BASELINES
 from benchmarks.results import read_csv
+from sam2_keyframe import METHODS
 from sam2_keyframe.app.pictures import overlay
 
 PANELS = {"peak_frames": "frames held (peak)", "peak_mib": "MiB held (peak)", "tokens": "tokens attended (mean)"}
@@ -33,6 +34,7 @@ MARKERS = {
     "<": "triangle-left", ">": "triangle-right", "d": "diamond-tall", "h": "hexagon", "D": "diamond",
 }  # fmt: skip
 """Markers of matplotlib, and what plotly calls them."""
+DEFAULT = "keyframe"
 MANY = 12
 """Runs beyond which they are coloured by family instead of each being named."""
 
@@ -66,6 +68,10 @@ BASELINE_LOOKS = dict(
 )
 
 
+FRONT = ("stock", DEFAULT)
+"""Drawn last, so that nothing lies over them."""
+
+
 def families(results: Sequence[Result]) -> dict[str, str]:
     """Return what the runs are called in a legend, by label: the choices in which a method's runs differ.
 
@@ -93,17 +99,25 @@ def _common(results: Sequence[Result], name: str) -> list[str]:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return the looks of families, baselines first; no two of about a hundred are alike."""
+    """Return the looks of families, baselines first; no two of about a hundred are alike.
+
+    A method of the package looks the same in every chart, whatever is beside it.
+    """
     names, markers = set(names), list(MARKERS)
+    fixed = [DEFAULT, *(name for name in METHODS if name not in (DEFAULT, *BASELINES))]
+    places = {name: i for i, name in enumerate([*fixed, *sorted(names - {*fixed, *BASELINES})]) if name in names}
     chosen = {
         name: Look(COLOURS[i % len(COLOURS)], markers[i % len(markers)])  # their numbers have no common factor
-        for i, name in enumerate(sorted(names - set(BASELINES)))
+        for name, i in places.items()
     }
     return {name: look for name, look in BASELINE_LOOKS.items() if name in names} | chosen
 
 
 def pareto(group: Group, stem: Path) -> None:
-    """Draw the ranked runs' J&F over each kind of occupancy, the front as a line; write `stem`.png and `stem`.svg."""
+    """Draw the ranked runs' J&F over each kind of occupancy, the front as a line; write `stem`.png and `stem`.svg.
+
+    Bars are the 95 % interval of the paired difference from stock, around the run's mean.
+    """
     results = group.ranked
     named = families(results)
     shown = looks(named.values())
@@ -111,7 +125,8 @@ def pareto(group: Group, stem: Path) -> None:
     rows = 1 + (len(shown) - 1) // columns
     figure = Figure(figsize=(12, 5.6 + 0.24 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
-    order = sorted(results, key=lambda result: result.label not in BASELINES)  # what is large and hollow first
+    # what is large and hollow first, what all is compared with last
+    order = sorted(results, key=lambda result: (result.label in FRONT, result.label not in BASELINES))
     for panel, (x, title) in zip(axes, PANELS.items(), strict=True):
         front = group.front(x)
         panel.plot([r.occupancy(x) for r in front], [r.jf for r in front], color="#9aa0ab", lw=1.2, zorder=1)
@@ -124,6 +139,10 @@ def pareto(group: Group, stem: Path) -> None:
             near = np.flatnonzero(np.hypot(*(pixels[:i] - pixels[i]).T) < NEAR)
             below = {named[order[k].label] for k in near} - {named[result.label], *BASELINES}
             _point(panel, places[i], look, look.area or AREAS[min(len(below), len(AREAS) - 1)])
+            gain = group.gain(result)
+            if gain is not None and gain.shown:
+                (x, y), ends = places[i], ((gain.mean - gain.low,), (gain.high - gain.mean,))
+                panel.errorbar(x, y, ends, color=look.colour, elinewidth=1.0, alpha=0.6, zorder=2)
         panel.set_xlabel(title)
         panel.grid(color="#e6e8ec", lw=0.8)
         panel.set_axisbelow(True)
@@ -166,8 +185,10 @@ def _axis(panel: Any, values: list[float]) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=max(values) > 5))
 
 
-def worst_picture(dataset: Dataset, name: str, result: Result, stock: Result, path: Path) -> int | None:
-    """Draw truth, stock and a method side by side on the frame of a video where the method loses most J.
+def worst_picture(
+    dataset: Dataset, name: str, result: Result, stock: Result, path: Path, best: bool = False
+) -> int | None:
+    """Draw truth, stock and a method side by side on the frame of a video where the method loses, or gains, most J.
 
     Returns:
         The frame's index; None when the runs' masks are not at hand.
@@ -179,7 +200,7 @@ def worst_picture(dataset: Dataset, name: str, result: Result, stock: Result, pa
     for theirs, ours in zip(*(read_csv(folder / "frames.csv") for folder in folders), strict=True):
         if ours["j"]:
             lost.setdefault(int(ours["frame_idx"]), []).append(float(theirs["j"]) - float(ours["j"]))
-    t = max(lost, key=lambda frame: float(np.mean(lost[frame])))
+    t = max(lost, key=lambda frame: float(np.mean(lost[frame])) * (-1 if best else 1))
     video = dataset.open(name)
     frame = video.frames[t]
     pixels = np.asarray(Image.open(frame).convert("RGB") if isinstance(frame, Path) else frame)

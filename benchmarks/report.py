@@ -49,7 +49,7 @@ def write_report(groups: Sequence[Group], out: Path, worst: int = 3) -> None:
     Args:
         groups: Runs that may be compared; groups are never mixed.
         out: The folder; made where it is missing.
-        worst: How many of a method's worst videos to show.
+        worst: How many of a method's worst videos to show, and of its best.
 
     Raises:
         OSError: It cannot be written.
@@ -68,7 +68,7 @@ def write_report(groups: Sequence[Group], out: Path, worst: int = 3) -> None:
         _write_matrix(folder / "challenges.csv", {r.label: r.metrics.get("challenges", {}) for r in group.results})
         videos = {r.label: {v: sum(jf) / len(jf) for v, jf in r.by_video().items()} for r in group.results}
         _write_matrix(folder / "sequences.csv", videos)
-        pictures = _worst(group, folder / "worst", worst)
+        pictures = _cases(group, folder, worst)
         table = _table(group, rows)
         parts += _markdown(group, table, folder, pictures)
         pages.append(
@@ -147,10 +147,12 @@ def _markdown(
         lines += [turns, ""]
     lines += _absence_lines(group)
     lines += _challenge_lines(group)
-    lines += ["### Worst cases", ""] if pictures else []
-    for case in pictures:
-        lines += [f"{case['method']} on {case['video']}: {case['fall']:+.1f} points, frame {case['frame']}.", ""]
-        lines += [f"![{case['method']} on {case['video']}]({folder.name}/worst/{case['file']})", ""]
+    for kind in ("worst", "best"):
+        cases = [case for case in pictures if case["kind"] == kind]
+        lines += [f"### {kind.capitalize()} cases", ""] if cases else []
+        for case in cases:
+            lines += [f"{case['method']} on {case['video']}: {case['fall']:+.1f} points, frame {case['frame']}.", ""]
+            lines += [f"![{case['method']} on {case['video']}]({folder.name}/{kind}/{case['file']})", ""]
     return lines
 
 
@@ -185,8 +187,8 @@ def _challenge_lines(group: Group) -> list[str]:
     return ["### J&F by challenge", "", *tables.markdown(head, body), ""]
 
 
-def _worst(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:
-    """Draw the worst videos of the best method besides the baselines, of the default one, and of the most frugal."""
+def _cases(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:
+    """Draw the worst and the best videos of the best method besides the baselines, the default one, the most frugal."""
     others = [result for result in group.ranked if result.label not in BASELINES]
     if group.reference is None or not others or count < 1 or (dataset := _reopen(group)) is None:
         return []
@@ -194,11 +196,14 @@ def _worst(group: Group, folder: Path, count: int) -> list[dict[str, Any]]:
     default = [result for result in others if result.label == "keyframe"]
     cases = []
     for chosen in {result.label: result for result in (others[0], *default, frugal)}.values():
-        for name, fall in worst_videos(group, chosen, count):
-            file = f"{re.sub(r'[^A-Za-z0-9.=-]+', '-', chosen.label)}_{name}.jpg"
-            frame = worst_picture(dataset, name, chosen, group.reference, folder / file)
-            if frame is not None:
-                cases.append({"method": chosen.label, "video": name, "fall": fall, "frame": frame, "file": file})
+        for best in (False, True):
+            kind = "best" if best else "worst"
+            for name, fall in worst_videos(group, chosen, count, best):
+                file = f"{re.sub(r'[^A-Za-z0-9.=-]+', '-', chosen.label)}_{name}.jpg"
+                frame = worst_picture(dataset, name, chosen, group.reference, folder / kind / file, best)
+                if frame is not None:
+                    about = {"method": chosen.label, "video": name, "fall": fall, "frame": frame, "file": file}
+                    cases.append({**about, "kind": kind})
     return cases
 
 

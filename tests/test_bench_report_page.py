@@ -16,6 +16,7 @@ from benchmarks import page
 from benchmarks.compare import Group, Result, load_groups
 from benchmarks.pictures import BASELINE_LOOKS, beside, families, left_out, looks, pareto
 from benchmarks.report import figures, write_report
+from sam2_keyframe import METHODS
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -60,6 +61,32 @@ def test_looks_tell_families_apart():
     found = looks(["stock", "window", *map(str, range(100))])
     assert len({(look.colour, look.marker) for look in found.values()}) == 102
     assert list(found)[:2] == ["stock", "window"]
+
+
+def test_a_method_looks_the_same_whatever_is_beside_it():
+    few, many = looks(["stock", "keyframe", "samurai"]), looks(["stock", "window", *METHODS, "keyframe change=0.3"])
+    assert all(many[name] == few[name] for name in few)
+    assert len({(look.colour, look.marker) for look in many.values()}) == len(many)
+
+
+def test_stock_and_the_default_are_in_front_with_intervals():
+    (group,) = [group for group in load_groups(RESULTS / "methods") if group.config["split"] == "test"]
+    rows = {row["method"]: row for row in figures(group)}
+    made = page.plot(group, list(rows.values()))
+    points = [trace for trace in made.data if trace.mode == "markers"]
+    assert {trace.name for trace in points[-2:]} == {"stock", "keyframe"}, "drawn last"
+    assert {trace.name for trace in points if trace.legendrank == 1} == {"stock", "keyframe"}, "named first"
+    known = 0
+    for trace in points:
+        row = rows[trace.name]
+        if row["low"] is not None:
+            assert trace.error_y.array[0] == pytest.approx(row["high"] - row["vs_stock"])
+            assert trace.error_y.arrayminus[0] == pytest.approx(row["vs_stock"] - row["low"])
+            known += 1
+    assert known > 5
+    ys = {button.label: button.args[0] for button in made.layout.updatemenus[0].buttons}
+    assert any(ys[page.YS["jf"]]["error_y.visible"])
+    assert not any(ys[page.YS["j_decay"]]["error_y.visible"]), "of which no interval is known"
 
 
 def test_the_plot_of_the_page_holds_every_figure_and_its_choices_of_axes():
