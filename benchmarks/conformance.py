@@ -42,11 +42,16 @@ UPSTREAM: dict[str, tuple[str, dict[str, Any], str]] = {
     "samurai": ("samurai", {}, "yangchris11/samurai"),
     "samurai_kalman": ("samurai", {"kalman": True}, "yangchris11/samurai"),
     "sam2long": ("sam2long", {"theta": 0.1}, "Mark12Ding/SAM2Long"),
+    "sam2long_tree": ("sam2long_tree", {"lag": 1000}, "Mark12Ding/SAM2Long"),
+    "sam2long_tree_unsure": ("sam2long_tree", {"lag": 1000, "sure": 1e9}, "Mark12Ding/SAM2Long"),
     "dam4sam": ("dam4sam", {}, "jovanavidenovic/DAM4SAM"),
     "d4sm": ("d4sm", {}, "alanlukezic/d4sm"),
     "surgical": ("surgical", {}, "jinlab-imvr/Surgical-SAM-2"),
 }
-"""By name: our method, its arguments, and where the rule comes from. `samurai_kalman` is the clone of samurai."""
+"""By name: our method, its arguments, and where the rule comes from."""
+
+CLONES = {"samurai_kalman": "samurai", "sam2long_tree": "sam2long", "sam2long_tree_unsure": "sam2long"}
+"""Further settings of a clone; `sam2long_tree_unsure` is the tree on a model that is never sure."""
 
 
 MENDED = ", mended"
@@ -63,12 +68,14 @@ class Witness:
 
     Args:
         predictor: A predictor built from the `sam2` that is imported.
+        paths: Whether a frame is read along several paths: then all reads that differ are noted, one after the other.
     """
 
-    def __init__(self, predictor: Any) -> None:
+    def __init__(self, predictor: Any, paths: bool = False) -> None:
         import torch
 
-        self.torch, self.predictor = torch, predictor
+        self.torch, self.predictor, self.paths = torch, predictor, paths
+        self._each: dict[int, dict[bytes, tuple[Any, Any]]] = defaultdict(dict)
         self.frame: int | None = 0
         self.reads: dict[int, dict[str, Any]] = {}
         self._memories: dict[bytes, int | None] = {}
@@ -140,8 +147,17 @@ class Witness:
         each = model.hidden_dim // model.mem_dim
         tail = memory[len(memory) - pointers :].reshape(-1, each, 1, model.mem_dim).permute(0, 2, 1, 3)
         found = [self._pointers.get(self._key(pointer)) for pointer in tail.reshape(-1, 1, model.hidden_dim)]
-        if self.frame is not None:
-            self.reads[self.frame] = {"spatial": sorted(spatial, key=str), "pointers": sorted(found, key=str)}
+        if self.frame is None:
+            return
+        each = self._each[self.frame]
+        if not self.paths:
+            each.clear()
+        each[self._key(memory)] = sorted(spatial, key=str), sorted(found, key=str)
+        reads = sorted(each.values(), key=str)
+        self.reads[self.frame] = {
+            "spatial": [x for r in reads for x in r[0]],
+            "pointers": [x for r in reads for x in r[1]],
+        }
 
 
 def stand_in() -> None:
@@ -209,7 +225,7 @@ def run_child(name: str, folder: Path, out: Path, ours: bool) -> None:
 
     torch.set_num_threads(1)
     frames, first = folder / "frames", np.load(folder / "masks.npy")[0] == 1
-    clone = name.removesuffix(MENDED).removesuffix("_kalman")
+    clone = _clone(name)
     if not ours and name.endswith(MENDED):
         before, after, _ = SLIPS[clone]
         import_changed("sam2.modeling.sam2_base", {before: after})
@@ -219,6 +235,11 @@ def run_child(name: str, folder: Path, out: Path, ours: bool) -> None:
     witness: Witness = predictor
     content = {"reads": witness.reads, "masks": [np.packbits(mask).tolist() for mask in masks]}
     out.write_text(json.dumps(content))
+
+
+def _clone(name: str) -> str:
+    name = name.removesuffix(MENDED)
+    return CLONES.get(name, name)
 
 
 def _propagated(predictor: Any, frames: Path, first: Any) -> Iterator[Any]:
@@ -236,8 +257,8 @@ def track_ours(name: str, frames: Path, first: Any) -> tuple[Witness, list[Any]]
     predictor = micro()
     if name == "surgical":  # its clone is of SAM 2.0
         predictor.no_obj_embed_spatial, predictor.use_signed_tpos_enc_to_obj_ptrs = None, False
-    witness = Witness(predictor)
     method, choices, _ = UPSTREAM[name]
+    witness = Witness(predictor, paths=method == "sam2long_tree")
     wrap(predictor, method, **choices)
     return witness, list(_propagated(predictor, frames, first))
 
@@ -253,7 +274,7 @@ def track_samurai(name: str, frames: Path, first: Any) -> tuple[Witness, list[An
 
 
 def track_sam2long(name: str, frames: Path, first: Any) -> tuple[Witness, list[Any]]:
-    """Track with SAM2Long's predictor along a single path."""
+    """Track with SAM2Long's predictor along a single path, or along three."""
     import torch
 
     # The tokens of a memory and of a pointer, which are written in for the official models at 1024 px.
@@ -261,9 +282,14 @@ def track_sam2long(name: str, frames: Path, first: Any) -> tuple[Witness, list[A
         "sam2.modeling.memory_attention", {"4096": "256", "num_ptr, 4,": "num_ptr, 2,", "num_ptr*4": "num_ptr*2"}
     )
     predictor = micro()
-    witness = Witness(predictor)
+    tree = name.startswith("sam2long_tree")
+    witness = Witness(predictor, paths=tree)
     state = predictor.init_state(str(frames))
-    state["num_pathway"], state["iou_thre"], state["uncertainty"] = 1, 0.1, 2
+    state["num_pathway"], state["iou_thre"], state["uncertainty"] = (
+        3 if tree else 1,
+        0.1,
+        UPSTREAM[name][1].get("sure", 2),
+    )
     predictor.add_new_mask(state, 0, 1, torch.from_numpy(first))
     _, masks = predictor.propagate_in_video(state)
     return witness, [mask[0, 0].numpy() > 0 for mask in masks]
@@ -376,7 +402,7 @@ def track_d4sm(name: str, frames: Path, first: Any) -> tuple[Witness, list[Any]]
 TRACKERS: dict[str, Callable[[str, Path, Any], tuple[Witness, list[Any]]]] = {
     "samurai": track_samurai,
     "samurai_kalman": track_samurai,
-    "sam2long": track_sam2long,
+    **dict.fromkeys(("sam2long", "sam2long_tree", "sam2long_tree_unsure"), track_sam2long),
     "dam4sam": track_dam4sam,
     "d4sm": track_d4sm,
     "surgical": track_surgical,
@@ -411,15 +437,14 @@ def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
 def main_conformance(options: argparse.Namespace) -> int:
     """Compare each clone's rule with ours; returns 1 where one failed."""
     folders = dict(_upstream(text) for text in options.upstream)
-    if "samurai" in folders:
-        folders["samurai_kalman"] = folders["samurai"]
+    folders |= {name: folders[clone] for name, clone in CLONES.items() if clone in folders}
     if not folders:
         raise ValueError(f"give --upstream NAME=FOLDER, a clone of one of {', '.join(UPSTREAM)}")
     rows = []
     with tempfile.TemporaryDirectory() as work:
         clips = [_write_clip(Path(work), *clip) for clip in CLIPS[: options.clips]]
         names = [(name, name) for name in folders]
-        names += [(name, name + MENDED) for name in folders if name.removesuffix("_kalman") in SLIPS]
+        names += [(name, name + MENDED) for name in folders if _clone(name) in SLIPS]
         for clone, name in sorted(names):
             for clip in clips:
                 found = [_run(name, folders[clone], clip, Path(work), whose) for whose in ("ours", "theirs")]

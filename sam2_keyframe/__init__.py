@@ -30,9 +30,12 @@ from sam2_keyframe.rules.motion import Kalman
 from sam2_keyframe.rules.retrieval import DropRedundant, MostAlike, Nearest, Reconstruct, Relevant
 from sam2_keyframe.rules.returns import Confirm
 from sam2_keyframe.rules.similarity import AttentionShare, CellCosine, DescriptorCosine, ImageCosine, PrototypeCosine
+from sam2_keyframe.rules.tree import Tree
+from sam2_keyframe.rules.verify import Backward
 from sam2_keyframe.scorers import (
     SSIM,
     Area,
+    BackwardIoU,
     Combine,
     Distractor,
     EdgeChangeRatio,
@@ -66,6 +69,8 @@ __all__ = [
     "Always",
     "Area",
     "AttentionShare",
+    "Backward",
+    "BackwardIoU",
     "CellCosine",
     "Chain",
     "Combinable",
@@ -139,6 +144,7 @@ __all__ = [
     "Stream",
     "Surprise",
     "Threshold",
+    "Tree",
     "Visible",
     "Whole",
     "__version__",

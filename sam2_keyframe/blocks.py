@@ -16,6 +16,8 @@ from sam2_keyframe.rules.motion import MOTION
 from sam2_keyframe.rules.retrieval import SELECTION
 from sam2_keyframe.rules.returns import RETURNS
 from sam2_keyframe.rules.similarity import RELATIONS
+from sam2_keyframe.rules.tree import TREES
+from sam2_keyframe.rules.verify import VERIFY
 from sam2_keyframe.scorers import SCORERS, TOLD
 
 
@@ -37,5 +39,7 @@ BLOCKS: dict[str, dict[str, type]] = {
     "queries": _by_class_name(QUERIES),
     "motion": _by_class_name(MOTION),
     "returns": _by_class_name(RETURNS),
+    "trees": _by_class_name(TREES),
+    "verification": _by_class_name(VERIFY),
 }
 """Classes by kind and class name."""

@@ -25,7 +25,9 @@ from sam2_keyframe.rules.filters import Always
 from sam2_keyframe.rules.motion import Kalman
 from sam2_keyframe.rules.retrieval import Nearest, Select
 from sam2_keyframe.rules.returns import Confirm
-from sam2_keyframe.scorers import Area, KalmanOverlap, ObjectScore, PredictedIoU
+from sam2_keyframe.rules.tree import Tree
+from sam2_keyframe.rules.verify import Backward
+from sam2_keyframe.scorers import Area, BackwardIoU, KalmanOverlap, ObjectScore, PredictedIoU
 from sam2_keyframe.types import Compressor, KeyframeFilter, Moment, Relation, Scorer
 
 Codes = Literal["rank", "slot"]
@@ -250,6 +252,10 @@ class KeyframeMemory:
         choice: Chooses among the decoder's candidate masks by motion as well; None: SAM 2's own choice.
         confirm: Asks more of a mask that appears anew or jumps; None: SAM 2's own, a score above 0. A replay holds the
             masks fixed, so it changes nothing there.
+        verify: Tracks a doubtful mask backwards before it is believed, and replaces it where another one fits the last
+            frames better; None: every mask is believed.
+        tree: Tracks each frame along several paths with memories of their own; None: along one. Not with `choice`,
+            `confirm`, `verify`, `store="all"`, `LongTerm`, or keyframes of code "prompt".
         measure: More scorers, recorded with every frame.
         protect_corrections: Whether a tracked frame that the user corrected is held until it is removed, besides the
             shelves, in at most half of the room, and shown as corrected when it is tracked over again. SAM 2
@@ -273,13 +279,15 @@ class KeyframeMemory:
     queries: Queries
     choice: Kalman | None
     confirm: Confirm | None
+    verify: Backward | None
+    tree: Tree | None
     measure: tuple[Scorer, ...]
     protect_corrections: bool
     keep_masks: bool
     store: Literal["bank", "all"]
 
     CHOICES: ClassVar[tuple[str, ...]] = (
-        "fill", "codes", "pointers", "prompts", "attend", "queries", "choice", "confirm", "measure",
+        "fill", "codes", "pointers", "prompts", "attend", "queries", "choice", "confirm", "verify", "tree", "measure",
         "protect_corrections", "keep_masks", "store",
     )  # fmt: skip
 
@@ -294,6 +302,8 @@ class KeyframeMemory:
         queries: Queries = Whole(),  # noqa: B008
         choice: Kalman | None = None,
         confirm: Confirm | None = None,
+        verify: Backward | None = None,
+        tree: Tree | None = None,
         measure: tuple[Scorer, ...] = (),
         protect_corrections: bool = True,
         keep_masks: bool = True,
@@ -334,6 +344,10 @@ class KeyframeMemory:
             _check_kind("choice", self.choice, Kalman, "Kalman() or None")
         if self.confirm is not None:
             _check_kind("confirm", self.confirm, Confirm, "Confirm() or None")
+        if self.verify is not None:
+            _check_kind("verify", self.verify, Backward, "Backward() or None")
+        if self.tree is not None:
+            _check_kind("tree", self.tree, Tree, "Tree() or None")
         if isinstance(self.measure, Scorer) or not isinstance(self.measure, tuple | list):
             raise TypeError(f"measure={self.measure!r}: give a tuple of scorers, as in (OpticalFlow(),)")
         object.__setattr__(self, "measure", tuple(check_scorer(scorer, "measure") for scorer in self.measure))
@@ -352,6 +366,16 @@ class KeyframeMemory:
                 f"read={keys.read!r} chooses on the device, where a slot or a pointer has no frame to go by: choose "
                 "codes='rank', or code='anchor' for the keyframes"
             )
+        if self.tree is not None:
+            apart: dict[str, object] = {"choice": self.choice, "confirm": self.confirm, "verify": self.verify}
+            apart["LongTerm"] = self.long_term.n or None
+            apart["store"] = "all" if self.store == "all" else None
+            apart["code"] = "prompt" if self.as_prompted else None
+            both = [f"{name}={value!r}" for name, value in apart.items() if value is not None]
+            if both:
+                raise ValueError(f"tree={self.tree!r} does not go together with {', '.join(both)}: choose one of them")
+            if self.tree.lag and not self.keep_masks:
+                raise ValueError(f"tree={self.tree!r} shows masks of past frames: choose keep_masks=True")
         if self.recent.when is not None and keys.code == "time" and self.codes == "slot":
             raise ValueError(
                 f"{self.recent!r} reads frames that have no slot of their own: choose codes='rank', or code='anchor' "
@@ -375,6 +399,8 @@ class KeyframeMemory:
                 )
         if self.choice is None and any(isinstance(scorer, KalmanOverlap) for scorer in self.scorers):
             raise ValueError("a rule reads KalmanOverlap(), which only choice=Kalman() measures: choose that as well")
+        if self.verify is None and any(isinstance(scorer, BackwardIoU) for scorer in self.scorers):
+            raise ValueError("a rule reads BackwardIoU(), which only verify=Backward() measures: choose that as well")
 
     def with_choices(self, **choices: Any) -> KeyframeMemory:
         """Return this memory with some choices of the whole memory replaced."""
@@ -461,10 +487,16 @@ class KeyframeMemory:
         return next((relation for relation in asked if relation is not None), None)
 
     @cached_property
+    def again(self) -> str | None:
+        """Which choice has a frame inferred a second time, under other memories or masks; None where none does."""
+        chosen = {"verify": self.verify, "tree": self.tree}
+        return next((f"{name}={value!r}" for name, value in chosen.items() if value is not None), None)
+
+    @cached_property
     def observes(self) -> bool:
         """Whether frames have to be measured at all."""
         asked = self.relation is not None or self.keyframes.read.on_device or self.choice is not None
-        asked |= self.queries != Whole() or self.confirm is not None
+        asked |= self.queries != Whole() or self.confirm is not None or self.again is not None
         return asked or bool(self.scorers) or any(map(looks, self.rules))
 
     def grid(self, moment: Moment) -> Moment:

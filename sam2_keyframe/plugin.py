@@ -103,6 +103,11 @@ def wrap(
     chosen = make_method(method, **overrides)
     host = find_host(predictor)(predictor, chosen)
     chosen.check_fits(host.facts().num_maskmem - 1)
+    if chosen.again is not None and not host.AGAIN:
+        raise ValueError(
+            f"{chosen.again} has frames inferred a second time, which sam2_keyframe does on facebookresearch SAM 2's "
+            "SAM2VideoPredictor of December 2024 or later alone: choose None here"
+        )
     if batch_objects:
         host.batch_objects()
     current = handle_of(predictor)

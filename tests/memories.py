@@ -12,6 +12,10 @@ GOOD = sk.Visible() & (sk.PredictedIoU() > 0.5)
 LOOSE = GOOD & (sk.MaskIoU() > 0.05)
 
 
+AGAIN = [name for name in sk.METHODS if name not in sk.NON_CAUSAL and sk.make_method(name).again is not None]
+"""Methods that have frames inferred a second time, which not every host does."""
+
+
 def memory(when: Any = LOOSE, n: int = 5, recent: int = 1, others: sk.Others | None = None, **more: Any) -> Any:
     """Return a memory of recent frames, keyframes and others; `more` are choices of the keyframes or of the whole."""
     shelf = {name: more.pop(name) for name in ("evict", "codec", "code", "read", "before") if name in more}

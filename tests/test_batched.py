@@ -10,6 +10,7 @@ import pytest
 import torch
 from batches import legacy
 from conftest import a_few, make_predictor, write_frames
+from memories import AGAIN
 from plans import chosen, replanned
 from sessions import SESSIONS, assert_equal, assert_lively, run
 
@@ -175,7 +176,19 @@ def track(
 MICRO = {"make": load_micro_predictor, "image_size": 128}
 
 
-@pytest.mark.parametrize("name", a_few(sk.METHODS, "stock", "keyframe", "compact", "dam4sam", "xmem_style"))
+@pytest.mark.parametrize("name", AGAIN)
+def test_what_infers_a_frame_twice_is_refused(name: str) -> None:
+    predictor = legacy(**MICRO)
+    before = dict(vars(predictor))
+    with pytest.raises(ValueError, match="SAM2VideoPredictor of December 2024 or later alone: choose None here"):
+        sk.wrap(predictor, name)
+    assert vars(predictor) == before
+
+
+HERE = [name for name in sk.METHODS if name not in AGAIN]
+
+
+@pytest.mark.parametrize("name", a_few(HERE, "stock", "keyframe", "compact", "dam4sam", "xmem_style"))
 def test_every_method(name: str, leaving: Any) -> None:
     """Each object has the frames attended to and the masks that it has where objects are tracked one by one."""
     clip, folder = leaving

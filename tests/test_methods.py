@@ -26,6 +26,9 @@ SETTINGS: dict[str, sk.KeyframeMemory] = {
     "compact": sk.make_method("compact", attend=sk.Foveated(0.2, 2)),  # the model's grid is of 4 x 4
     "genetic": sk.make_method("genetic", frames=(3, 9, 21, 30)),
     "samurai by motion": sk.make_method("samurai", kalman=True),
+    "three paths": sk.make_method("sam2long_tree", theta=0.3, sure=1e9),
+    "two paths": memory(GOOD, n=3, others=OTHERS, tree=sk.Tree(2, sure=1e9), pointers="selected"),
+    "checked": sk.make_method("dam4sam", verify=sk.Backward(frames=4)),
     "stride 3": sk.make_method("stride", r=3),
     "kept all": memory(ALL),
     "kept none": memory(~ALL),

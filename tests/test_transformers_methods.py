@@ -22,7 +22,8 @@ from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.micro import load_micro_model
 from sam2_keyframe.synthetic import make_clip
 
-NAMED = [name for name in SETTINGS if name in (*sk.METHODS, "samurai by motion")]
+HERE = [name for name, method in SETTINGS.items() if method.again is None]
+NAMED = [name for name in HERE if name in (*sk.METHODS, "samurai by motion")]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,15 @@ def _matrix(model: Any, video: Video, method: sk.KeyframeMemory, frames: int, re
     return masks, stats
 
 
+def test_what_infers_a_frame_twice_is_refused(models: Any) -> None:
+    for model in models.values():
+        for choices in ({"verify": sk.Backward()}, {"tree": sk.Tree()}):
+            with pytest.raises(
+                ValueError, match="SAM2VideoPredictor of December 2024 or later alone: choose None here"
+            ):
+                sk.wrap(model, "window", **choices)
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_matrix(name: str, models: Any, absent: Video) -> None:
     _matrix(models["sam2"], absent, SETTINGS[name], 14)
@@ -73,7 +83,7 @@ def test_matrix(name: str, models: Any, absent: Video) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", HERE)
 def test_whole_matrix(name: str, reverse: bool, models: Any, absent: Video) -> None:
     masks, _ = _matrix(models["sam2"], absent, SETTINGS[name], 40, reverse)
     assert torch.equal(masks, _matrix(models["sam2"], absent, SETTINGS[name], 40, reverse)[0])

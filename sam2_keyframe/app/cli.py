@@ -52,6 +52,8 @@ HEADINGS = {
     "queries": "tokens of the frame being tracked that run through memory attention",
     "motion": "mask choice by motion",
     "returns": "what a mask that appears anew or jumps has to show before it is believed",
+    "trees": "several paths instead of one",
+    "verification": "checks of doubtful masks",
 }
 
 

@@ -20,11 +20,12 @@ from torch import Tensor
 from sam2_keyframe.attention.queries import NearObject
 from sam2_keyframe.bank.decisions import Pending, Selection
 from sam2_keyframe.bank.reading import Geometry, Reading, allowed_prompts, assign_codes, closest, plan_reading
-from sam2_keyframe.bank.statistics import FrameStats, MemoryStats, Occupancy, baselines, has_memory
+from sam2_keyframe.bank.statistics import STORED, FrameStats, MemoryStats, Occupancy, baselines, has_memory
 from sam2_keyframe.bank.store import Entry, MergedMemories, Store
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.rules.motion import Track
 from sam2_keyframe.rules.returns import Returns
+from sam2_keyframe.rules.verify import Watch
 from sam2_keyframe.types import Held, Memory, Moment, Reference, TrackedFrame
 
 KEY = "_keyframe"
@@ -82,6 +83,7 @@ class MemoryBank:
         self.stats = MemoryStats()
         self.track = None if method.choice is None else Track(method.choice)
         self.returns = None if method.confirm is None else Returns(method.confirm)
+        self.watch = None if method.verify is None else Watch(method.verify)
         self.long_term = MergedMemories(method.long_term.n, method.long_term.of)
         self.fresh: int | None = None  # the frame just tracked, which the host stores when we return
         self.pending: Pending | None = None
@@ -90,6 +92,9 @@ class MemoryBank:
         self.evicted: list[int] = []
         self.absent: set[int] = set()  # frames before the first prompt, which were not tracked
         self.keyframes: tuple[int, ...] = ()  # in the buffer as the frame being tracked is read for
+        self.paths: list[
+            Path
+        ] = []  # those of a tree, the best first, which is this one; empty until a frame is tracked
         self.as_prompted: Tensor | None = None  # the frame observed last, encoded as a prompted one, until decided
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,7 +119,10 @@ class MemoryBank:
         self.selection.begin(moment)
 
     def _restart(self) -> None:
-        """Forget where the object was, and that it was gone."""
+        """Forget where the object was, that it was gone, and all paths but one."""
+        self.paths = []
+        if self.watch is not None:
+            self.watch.clear()
         for following in (self.track, self.returns):
             if following is not None:
                 following.reset()
@@ -247,6 +255,7 @@ class MemoryBank:
         if not there or frame_idx not in self.selection.corrected:
             return None
         self.settle()
+        self.paths = []
         self.selection.pass_over(frame_idx)
         self.trim(moment.then())
         for listener in self.listeners:
@@ -275,6 +284,7 @@ class MemoryBank:
     def taken_back(self, frame_idx: int, entry: Entry) -> None:
         """Follow the host where the user took back a frame's prompts or corrections: it is an ordinary one again."""
         self.settle()
+        self.paths = []
         self._forget(frame_idx)
         self.store.put(frame_idx, entry)
         for listener in self.listeners:
@@ -330,6 +340,36 @@ class MemoryBank:
         if self.pending is not None and self.pending.frame_idx == frame_idx:
             self.pending = None
 
+    # -- several paths ------------------------------------------------------------------------------------------
+
+    def fork(self) -> MemoryBank:
+        """Return a bank that goes on by itself from here, with frames of its own; what both hold is stored once."""
+        bank = MemoryBank(self.method, self.owner, {})
+        bank.store = self.store.fork(bank.non_cond)
+        bank.selection = self.selection.fork(bank.store.usable)
+        bank.span, bank.absent, bank.evicted = self.span, set(self.absent), list(self.evicted)
+        bank.keyframes, bank.retrieved = self.keyframes, self.retrieved
+        return bank
+
+    def go_on(self, paths: list[Path]) -> None:
+        """Go on with these paths, as the best of them: the host is shown its frames."""
+        self.paths, best = paths, paths[0].bank
+        for frame_idx, masks in paths[0].masks.items():
+            if frame_idx in self.non_cond:
+                self.non_cond[frame_idx]["pred_masks"] = masks
+        if best is self:
+            return
+        self.store.land()
+        for frame_idx, entry in list(self.store.entries.items()):
+            if frame_idx not in best.non_cond and self.non_cond.get(frame_idx) is entry:
+                self.store.drop_memory(frame_idx, entry)
+                self.store.drop_entry(frame_idx, entry)
+        self.non_cond.update(best.non_cond)
+        mine = ("method", "owner", "non_cond", "stats", "track", "watch", "returns", "paths")
+        vars(self).update({name: value for name, value in vars(best).items() if name not in mine})
+        self.store.non_cond, self.store.keep_masks = self.non_cond, self.method.keep_masks
+        paths[0].bank = self
+
     # -- what leaves --------------------------------------------------------------------------------------------
 
     def trim(self, moment: Moment) -> None:
@@ -345,7 +385,7 @@ class MemoryBank:
         trusted = set(self.selection.trusted)
         pointing, in_reach = moment.behind(moment.pointers), moment.behind(moment.reach)
         for frame_idx, entry in list(self.store.entries.items()):
-            near = frame_idx in pointing or frame_idx in trusted
+            near = frame_idx in trusted or (frame_idx in pointing and self.method.tree is None)
             if self.method.store == "all":
                 if frame_idx not in wanted and not near:
                     self.store.forget(frame_idx)
@@ -377,6 +417,7 @@ class MemoryBank:
         reading: Reading | None,
         since: float,
         geometry: Geometry,
+        tokens: int | None = None,
     ) -> None:
         """Add the row of the frame just tracked to the statistics.
 
@@ -387,6 +428,7 @@ class MemoryBank:
             reading: What was read; None where nothing was.
             since: `time.perf_counter()` when its tracking began; NaN where no time was taken.
             geometry: How far the model reads, and what it stores.
+            tokens: Keys that were read on the frame, where it was read along more paths than one.
         """
         entry = self.store.entries[moment.frame_idx]
         device: torch.device = entry["obj_ptr"].device
@@ -395,21 +437,48 @@ class MemoryBank:
         points, beside = geometry.every_prompt_points, geometry.beside_nbytes
         stock, window = baselines(entry, self.span, cond, alone, moment, points, beside)
         frames, nbytes, host_nbytes = self.store.takes(entry, cond, moment.frame_idx, device)
-        kept = self.store.tensors() + self.long_term.tensors()
+        kept = [*self.store.tensors(), *self.long_term.tensors()]
         kept += [] if self.as_prompted is None else [self.as_prompted]
+        kept += [] if self.watch is None or self.watch.mask is None else [self.watch.mask]
         kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
+        known = {id(e[key]) for e in self.store.entries.values() for key in STORED if key in e}
+        for path in self.paths[1:]:
+            kept += path.bank.store.tensors()
+            kept += [t for r in path.bank.selection.references_kept(path.bank.pending) for t in r.values.values()]
+            entries = path.bank.store.entries.values()
+            own = {id(e[key]): (key, e[key]) for e in entries for key in STORED if key in e and id(e[key]) not in known}
+            frames += sum(key == "maskmem_features" and tensor.numel() > 0 for key, tensor in own.values())
+            kept += [tensor for _, tensor in own.values()]
+            known |= own.keys()
         for tensor in {id(t): t for t in kept}.values():
             if tensor.device == device:
                 nbytes += tensor.nbytes
             else:
                 host_nbytes += tensor.nbytes
-        attended, tokens = (reading.attended, reading.tokens) if reading is not None else ((), 0)
+        attended, read = (reading.attended, reading.tokens) if reading is not None else ((), 0)
         queries = reading.queries if reading is not None else 0
-        memory = Occupancy(frames + len(self.long_term), nbytes, tokens)
+        memory = Occupancy(frames + len(self.long_term), nbytes, read if tokens is None else tokens)
         milliseconds = 1000 * (time.perf_counter() - since)
         row = FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes, queries)
         row.keyframes = self.keyframes
         self.stats.add(row)
+
+
+@dataclass(slots=True)
+class Path:
+    """One path of a tree.
+
+    Attributes:
+        bank: Its memory.
+        score: As in `Branch`.
+        copies: As in `Branch`.
+        masks: Its mask logits of the last frames, where they are shown late.
+    """
+
+    bank: MemoryBank
+    score: float = 0.0
+    copies: int = 1
+    masks: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -428,6 +497,8 @@ class Tracking:
         reading: What was read.
         encoded: The frame's output as the model returned it, on its device.
         candidates: (1, K, H/4, W/4) the decoder's candidate masks and (1, K) predicted IoUs.
+        ranking: (1, K) of which the host takes the highest.
+        tokens: (1, K, C) the decoder's tokens of the candidates, or (1, 1, C) of all of them.
         measured: Scores that are known before the frame is measured.
         as_prompted: The frame's memory features encoded as a prompted frame's are, where the method asks for that.
     """
@@ -440,6 +511,8 @@ class Tracking:
     reading: Reading | None = None
     encoded: Mapping[str, object] | None = None
     candidates: tuple[Tensor, Tensor] | None = None
+    ranking: Tensor | None = None
+    tokens: Tensor | None = None
     measured: dict[str, Tensor] = field(default_factory=dict)
     as_prompted: Tensor | None = None
 
@@ -456,6 +529,17 @@ class Tracking:
         began = time.perf_counter() if began is None else began
         bank.begin(moment)
         return cls(bank, cond, moment, geometry, began)
+
+    @property
+    def found(self) -> tuple[Tensor, Tensor]:
+        """The candidates.
+
+        Raises:
+            RuntimeError: The decoder did not run.
+        """
+        if self.candidates is None:
+            raise RuntimeError("the decoder did not run; this is a fault of sam2_keyframe, please report it")
+        return self.candidates
 
     def plan(self, grid: tuple[int, int], device: torch.device, image_embed: Tensor | None = None) -> Reading:
         """Return what is to be read; see `MemoryBank.plan`."""
@@ -474,7 +558,7 @@ class Tracking:
             score: (1, 1) object score.
         """
         self.candidates = masks, ious
-        ranking = self._rank(masks, ious, score)
+        self.ranking = ranking = self._rank(masks, ious, score)
         if self.bank.returns is not None:
             best = ranking[0].argmax()[None]
             score = self.bank.returns.judge(score, *(x[0].index_select(0, best)[0] for x in (ious, masks)))
@@ -581,5 +665,6 @@ class Banks:
     def release(self, device: torch.device) -> None:
         """Hand SAM 2 back what it can read by itself; no other wrapping goes on with these banks."""
         for bank in self._all:
+            bank.paths = []
             bank.store.release(device)
             bank.owner = RELEASED

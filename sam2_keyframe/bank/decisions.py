@@ -5,6 +5,7 @@ The memory bank runs it beside SAM 2, `replay` without SAM 2: the same code deci
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -153,6 +154,19 @@ class Selection:
         self.closed: int | None = None
         self.compares_all = method.relation is not None or method.keyframes.read.on_device
         self.compares_all |= any(getattr(scorer, "all_keyframes", False) for scorer in method.scorers)
+
+    def fork(self, usable: Callable[[int], bool]) -> Selection:
+        """Return choices of their own that begin where these stand."""
+        fork = copy.copy(self)
+        fork.usable = usable
+        fork.history = replace(self.history, records=deque(self.history.records, maxlen=RECORDS))
+        fork._buffers = fork.buffer, fork.others = self.buffer.fork(), self.others.fork()
+        mine = {id(self.buffer): fork.buffer, id(self.others): fork.others}
+        fork.ageing = {idx: (record, mine[id(buffer)]) for idx, (record, buffer) in self.ageing.items()}
+        fork.decided = {idx: (record, replace(decision)) for idx, (record, decision) in self.decided.items()}
+        for name in ("corrected", "prompts", "references", "window", "trusted"):
+            setattr(fork, name, copy.copy(getattr(self, name)))
+        return fork
 
     # -- what comes and goes ------------------------------------------------------------------------------------
 

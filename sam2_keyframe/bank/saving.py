@@ -102,7 +102,13 @@ class SavedBank:
 
 
 def snapshot(bank: MemoryBank, cond: Mapping[int, Entry]) -> SavedBank:
-    """Return what a bank is as the next frame finds it: the last one decided, what the host replaced forgotten."""
+    """Return what a bank is as the next frame finds it: the last one decided, what the host replaced forgotten.
+
+    Raises:
+        ValueError: Its method has more than this to remember.
+    """
+    if bank.method.again is not None:
+        raise ValueError(f"{bank.method.again}: what it remembers of the last frames cannot be saved; choose None")
     bank.settle()
     bank.reconcile(cond)
     store, selection, method = bank.store, bank.selection, bank.method

@@ -55,6 +55,21 @@ class Store:
         self._leaving: list[tuple[Entry, Tensor]] = []  # mask logits on their way to the CPU
         self._blank: Tensor | None = None
 
+    def fork(self, non_cond: MutableMapping[int, Entry]) -> Store:
+        """Return a store of its own that holds the same: entries are copied into `non_cond`, tensors are shared.
+
+        It keeps no masks of frames that it lets go.
+        """
+        store = Store(non_cond, self.keep_all, keep_masks=False)
+        store.entries = {idx: {**entry} for idx, entry in self.entries.items()}
+        non_cond.update(store.entries)
+        store.spatial = set(self.spatial)
+        store.payloads, store.moved, store.plans = dict(self.payloads), set(self.moved), dict(self.plans)
+        copies = {id(entry): store.entries[idx] for idx, entry in self.entries.items()}
+        store._leaving = [(copies[id(entry)], masks) for entry, masks in self._leaving if id(entry) in copies]
+        store._encoding, store._blank = self._encoding, self._blank
+        return store
+
     # -- reading --------------------------------------------------------------------------------------------------
 
     def usable(self, frame_idx: int) -> bool:

@@ -13,6 +13,8 @@ from sam2_keyframe.rules.eviction import LeastUsed, MostSimilar, RelevanceFreshn
 from sam2_keyframe.rules.filters import EffectiveScore, EveryNth, Frames, MinGap, Visible
 from sam2_keyframe.rules.motion import Kalman
 from sam2_keyframe.rules.retrieval import DropRedundant, MostAlike, Reconstruct
+from sam2_keyframe.rules.tree import Tree
+from sam2_keyframe.rules.verify import Backward
 from sam2_keyframe.scorers import Area, Distractor, Histogram, KalmanOverlap, MaskQuality, PredictedIoU
 
 SHOWN = Area() > 0
@@ -66,10 +68,29 @@ def sam2long(theta: float = 0.3) -> KeyframeMemory:
     Keys are modulated by the object scores; `attend=Whole()` leaves that out, as the compiled predictor (VOS) needs.
 
     Source: the selection and modulation of Ding et al. 2410.16268 (CC-BY-NC-4.0; the rule was read, no code taken). The
-    tree of three paths is not in it. There: one object, one prompt, forward; the oldest accepted pointer is dropped.
+    tree of three paths is `sam2long_tree`. There: one object, one prompt, forward; the oldest accepted pointer is
+    dropped.
     """
     good = Visible() & (PredictedIoU() > theta)
     return KeyframeMemory(Recent(1), Keyframes(5, good), fill=False, pointers=Ranked(good), attend=Modulated())
+
+
+def sam2long_tree(theta: float = 0.1, sure: float = 2.0, paths: int = 3, lag: int = 0) -> KeyframeMemory:
+    """SAM2Long whole: three paths, each with the memories of `sam2long`, of which the likeliest go on at each frame.
+
+    `sam2long` is one such path. At most 1 + 6 x 3 memories and 15 x 3 pointers are held with one prompt; a frame on
+    which the paths differ costs one pass of attention, decoder and memory encoder for each, the backbone once.
+
+    Args:
+        theta: As in `sam2long`; the published commands have 0.1.
+        sure: The object score, either side of 0, above which SAM 2 is sure: there the best three candidates go on, and
+            below it the best three that differ.
+        paths: How many.
+        lag: How many frames late masks are shown, along the path that is the best by then.
+
+    Source: as `sam2long`; see `Tree` for what differs.
+    """
+    return sam2long(theta).with_choices(tree=Tree(paths, sure, lag))
 
 
 def dam4sam_ram() -> KeyframeMemory:
@@ -182,6 +203,23 @@ def samite(kalman: bool = True, weight: float = 0.25, alike: float = 0.3) -> Key
     return KeyframeMemory(Recent(1), held, fill=False, choice=method.choice)
 
 
+def sentry(agree: float = 0.65, gain: float = 0.15) -> KeyframeMemory:
+    """SAM 2's last six; a doubtful mask is tracked back over the last nine frames before it is believed.
+
+    Where another mask agrees better with the boxes that were chosen then, that is shown and remembered instead, under
+    the pointer that SAM 2 made. `verify=Backward()` does the same to any other method, `samurai` and `dam4sam` among
+    them. A check costs nine frames of memory attention, decoder and memory encoder for each mask it looks at.
+
+    Args:
+        agree: Least mean box IoU of the mask tracked back.
+        gain: By how much it has to exceed that of the mask that SAM 2 chose.
+
+    Source: 2606.24449; see `Backward` for the rule and what differs.
+    """
+    verify = Backward(agree=agree, gain=gain)
+    return KeyframeMemory(Recent(1), codes="slot", protect_corrections=False, verify=verify)
+
+
 # -- adapted from other systems: training-free analogues, not the originals --------------------------------------------
 
 
@@ -260,7 +298,7 @@ def genetic(frames: tuple[int, ...] = ()) -> KeyframeMemory:
     return KeyframeMemory(Recent(1), Keyframes(len(frames), Frames(tuple(frames)), code="anchor"), fill=False)
 
 
-PUBLISHED = (stride, samurai, sam2long, dam4sam, dam4sam_ram, d4sm, sam3, surgical, rcms, samite)
+PUBLISHED = (stride, samurai, sam2long, sam2long_tree, dam4sam, dam4sam_ram, d4sm, sam3, surgical, rcms, samite, sentry)
 ADAPTED = (rmem_style, xmem_style, stremn_style, rmscl_style)
 OURS = (scene_hsv, genetic)
 NON_CAUSAL = frozenset({"genetic"})

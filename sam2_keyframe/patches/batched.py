@@ -39,6 +39,7 @@ class Batched(Sam2):
         method: The method.
     """
 
+    AGAIN: ClassVar[bool] = False
     NAME: ClassVar[str] = "facebookresearch SAM 2's predictor of before December 2024 (sam2_video_predictor_legacy)"
 
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:

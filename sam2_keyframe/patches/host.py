@@ -51,12 +51,14 @@ class Host(Protocol):
 
     Attributes:
         NAME: What it supports, for people.
+        AGAIN: Whether a frame can be inferred a second time, under other memories or masks (`KeyframeMemory.again`).
         predictor: The predictor.
         method: The method.
         banks: The banks of the objects that it met.
     """
 
     NAME: ClassVar[str]
+    AGAIN: ClassVar[bool]
     predictor: Any
     method: KeyframeMemory
     banks: Banks

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sam2_keyframe.attention.maths import Whole, check_grid
-from sam2_keyframe.bank.bank import KEY, Banks, MemoryBank, Tracking
+from sam2_keyframe.bank.bank import KEY, NO_OBJECT, Banks, MemoryBank, Tracking
 from sam2_keyframe.bank.reading import Geometry
 from sam2_keyframe.bank.statistics import has_memory
 from sam2_keyframe.bank.store import Entry
@@ -26,7 +27,9 @@ from sam2_keyframe.patches.attention import AttentionHook, compiles
 from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.frames import Frames
 from sam2_keyframe.patches.host import ObjectFrames, first_of_video
+from sam2_keyframe.patches.paths import Paths
 from sam2_keyframe.patches.together import AHEAD, BY_OBJECT, Read, Tracked, attend_together, split
+from sam2_keyframe.patches.verifying import ASIDE, FEATURES, Verifier
 from sam2_keyframe.patches.view import in_dtype, memory_view
 from sam2_keyframe.patches.wrapping import (
     TRACKED_BY,
@@ -66,6 +69,7 @@ class Sam2:
         method: The method.
     """
 
+    AGAIN: ClassVar[bool] = True
     NAME: ClassVar[str] = (
         "facebookresearch SAM 2's SAM2VideoPredictor of December 2024 or later (and its VOS variant), EfficientTAM's"
     )
@@ -78,6 +82,8 @@ class Sam2:
         self._wrapping = Wrapping(predictor)
         self._tracked_by = TrackedBy(predictor)
         self._frames = Frames(self.model)
+        self._verifier = None if method.verify is None else Verifier(predictor, method.verify)
+        self._paths = None if method.tree is None else Paths(predictor, self._frames, method.tree, TRACKING)
         for scheme in (method.attend, method.queries):
             check_grid(scheme, (self.model.sam_image_embedding_size,) * 2)
         self._attention = None if method.attend == method.queries == Whole() else AttentionHook(self.model)
@@ -188,6 +194,7 @@ class Sam2:
         """Remove banks, statistics and the shared frame from an inference state."""
         session.pop(KEY, None)
         session.pop(TRACKED_BY, None)
+        session.pop(FEATURES, None)
         for output_dict in session["output_dict_per_obj"].values():
             bank = output_dict.pop(KEY, None)
             if bank is not None:
@@ -224,7 +231,7 @@ class Sam2:
 
     def _read(self, original: Callable[..., Tensor], call: MutableMapping[str, Any]) -> Tensor:
         """Show SAM 2 the bank's memories instead of its own."""
-        if call["is_init_cond_frame"] or self.model.num_maskmem == 0:
+        if call["is_init_cond_frame"] or self.model.num_maskmem == 0 or ASIDE.get():
             return original(**call)
         batch, reads = TRACKING.get(), []
         if batch is None:
@@ -290,10 +297,14 @@ class Sam2:
         if tracking is None:
             return entry, masks
         frame, tracking.began = None, time.perf_counter() - tracked.seconds
+        if self._verifier is not None:
+            masks = self._verifier.check(original, call, tracking, entry, masks)
         if tracking.encoded is not None:
             candidates = tracking.candidates or (masks, masks.new_ones(1, 1))
             frame = self._frames.tracked(state, frame_idx, entry, tracking.encoded, masks, *candidates)
         tracking.finish(entry, frame)
+        if self._paths is not None:
+            self._paths.start(tracking.bank, frame_idx, entry["pred_masks"])
         return entry, masks
 
     def _track(
@@ -311,7 +322,9 @@ class Sam2:
             if known is None:
                 tracking = Tracking.begin(bank, cond, moment, geometry)
                 known = bank.pass_over(frame_idx, moment)
-            if known is None:
+            if known is None and self._paths is not None and bank.paths:
+                found[id(place)] = Tracked(*self._paths.track(original, call, bank, moment, geometry))
+            elif known is None:
                 batch[id(place)] = tracking
             else:
                 found[id(place)] = Tracked(known, known["pred_masks"].to(device, non_blocking=True))
@@ -328,6 +341,8 @@ class Sam2:
     def _encode(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Take note of a frame's output before SAM 2 moves it to where it stores it."""
         output = original(**call)
+        if output["maskmem_features"] is None:  # of several paths, memories are encoded of those that go on
+            return output
         for i, tracking in enumerate(TRACKING.get() or ()):
             tracking.encoded = {"maskmem_features": output["maskmem_features"][i : i + 1]}
         return output
@@ -348,7 +363,10 @@ class Sam2:
             return None
         masks, ious, tokens, score = output
         if hasattr(self.model.sam_mask_decoder.forward, "_torchdynamo_orig_callable"):
-            masks, ious = masks.clone(), ious.clone()  # a compiled decoder overwrites its output on the next call
+            # A compiled decoder overwrites its output on the next call.
+            masks, ious, tokens = masks.clone(), ious.clone(), tokens.clone()
+        for i, tracking in enumerate(batch):
+            tracking.tokens = tokens[i : i + 1]
         chosen = [
             tracking.choose(masks[i : i + 1], ious[i : i + 1], score[i : i + 1]) for i, tracking in enumerate(batch)
         ]
@@ -357,6 +375,31 @@ class Sam2:
         return masks, torch.cat([ranking for ranking, _ in chosen]), tokens, torch.cat([judged for _, judged in chosen])
 
     def _propagate(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
+        """Show masks late where the method asks for that, each as the path has it that is the best by then."""
+        lag = 0 if self.method.tree is None else self.method.tree.lag
+        tracked, waiting = self._go_on(original, call), deque[int]()
+        if not lag:
+            yield from tracked
+            return
+        for t, _, _ in tracked:
+            waiting.append(t)
+            if len(waiting) > lag:
+                yield self._shown(call["inference_state"], waiting.popleft())
+        while waiting:
+            yield self._shown(call["inference_state"], waiting.popleft())
+
+    def _shown(self, state: MutableMapping[str, Any], frame_idx: int) -> tuple[int, list[Any], Tensor]:
+        """Return a past frame, the objects' ids and their masks at the video's size, as SAM 2 yields them."""
+        found = []
+        for output_dict in state["output_dict_per_obj"].values():
+            entries = {**output_dict["cond_frame_outputs"], **output_dict["non_cond_frame_outputs"]}
+            masks = next(iter(entries.values()))["pred_masks"]
+            masks = entries[frame_idx]["pred_masks"] if frame_idx in entries else torch.full_like(masks, NO_OBJECT)
+            found.append(masks.to(state["device"]))
+        _, masks = self.predictor._get_orig_video_res_output(state, torch.cat(found))
+        return frame_idx, state["obj_ids"], masks
+
+    def _go_on(self, original: Callable[..., Any], call: MutableMapping[str, Any]) -> Any:
         """Go on with the objects that there are when some are removed or added in the loop over the frames.
 
         SAM 2 fixes their number when it begins: after a removal it fails, and an object added is not tracked. Under
@@ -392,6 +435,7 @@ class Sam2:
         with contextlib.closing(outputs):
             while True:
                 together = self._together and not self.model.non_overlap_masks_for_mem_enc  # that mixes a batch's masks
+                together &= self.method.again is None
                 try:
                     with during(AHEAD, {} if together else None):
                         output = next(outputs)

@@ -118,6 +118,7 @@ class Transformers:
         method: The method.
     """
 
+    AGAIN: ClassVar[bool] = False
     NAME: ClassVar[str] = "Sam2VideoModel and Sam3TrackerVideoModel of transformers 5"
     MODELS: ClassVar[tuple[str, ...]] = ("Sam2VideoModel", "Sam3TrackerVideoModel")
     SESSIONS: ClassVar[tuple[str, ...]] = ("Sam2VideoInferenceSession", "Sam3TrackerVideoInferenceSession")

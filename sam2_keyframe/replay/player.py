@@ -119,6 +119,10 @@ class Player:
             raise ValueError(
                 f"choice={self.method.choice!r} chooses masks, and a replay has them held fixed: run it with SAM 2"
             )
+        if self.method.again is not None:
+            raise ValueError(
+                f"{self.method.again} draws masks anew, and a replay has them held fixed: run it with SAM 2"
+            )
         if self.method.keyframes.read.on_device:
             raise ValueError(
                 f"read={self.method.keyframes.read!r} looks at the features of the frame to be tracked, which are not "

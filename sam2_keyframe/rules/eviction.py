@@ -226,6 +226,12 @@ class RollingBuffer:
         self.evict = evict
         self._held: dict[int, FrameRecord] = {}
 
+    def fork(self) -> RollingBuffer:
+        """Return a buffer of its own that holds the same."""
+        buffer = RollingBuffer(self.capacity, self.evict)
+        buffer._held = dict(self._held)
+        return buffer
+
     def push(self, record: FrameRecord, now: int) -> FrameRecord | None:
         """Add a record; return the one that left, which may be the newcomer, or None.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +103,28 @@ class Track:
         self._stable = torch.where(good | fresh, counted, 0)
         overlap = torch.where(settled, overlaps.index_select(0, best)[0], math.nan)
         return ranking[None], overlap
+
+
+class Motion:
+    """The same filter on its own, on host numbers: where a box will be."""
+
+    def __init__(self) -> None:
+        self._state: Tensor | None = None
+
+    def step(self, box: Sequence[float] | None) -> None:
+        """Go on by a frame, on which the box was seen; None: it was not."""
+        if box is not None:
+            measured = _measurement(torch.tensor(box, dtype=torch.float64))
+            self._state = _start(measured) if self._state is None else _update(_predict(self._state), measured)
+        elif self._state is not None:
+            self._state = _predict(self._state)
+
+    def ahead(self) -> tuple[float, float] | None:
+        """Return where the centre will be one frame later; None where nothing was seen yet."""
+        if self._state is None:
+            return None
+        x, y = _predict(self._state)[0, :2].tolist()
+        return x, y
 
 
 def _measurement(box: Tensor) -> Tensor:

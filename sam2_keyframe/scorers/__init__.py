@@ -12,7 +12,15 @@ from sam2_keyframe.scorers.features import FeatureShift
 from sam2_keyframe.scorers.flow import OpticalFlow
 from sam2_keyframe.scorers.masks import MaskIoU, MaskShape
 from sam2_keyframe.scorers.pixels import SSIM, FrameDifference, Histogram
-from sam2_keyframe.scorers.quality import Area, KalmanOverlap, MaskQuality, ObjectScore, PredictedIoU, Stability
+from sam2_keyframe.scorers.quality import (
+    Area,
+    BackwardIoU,
+    KalmanOverlap,
+    MaskQuality,
+    ObjectScore,
+    PredictedIoU,
+    Stability,
+)
 
 SCORERS: dict[str, type] = {
     "combine": Combine,
@@ -35,7 +43,7 @@ SCORERS: dict[str, type] = {
 }
 """Every scorer by name: `SCORERS["mask_iou"]()`. `Combine` alone needs an argument, its parts."""
 
-TOLD: dict[str, type] = {"area": Area, "kalman_overlap": KalmanOverlap}
+TOLD: dict[str, type] = {"area": Area, "backward_iou": BackwardIoU, "kalman_overlap": KalmanOverlap}
 """Scorers of what is told of a frame whatever is measured: rules ask for them."""
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "SSIM",
     "TOLD",
     "Area",
+    "BackwardIoU",
     "Combine",
     "Distractor",
     "EdgeChangeRatio",

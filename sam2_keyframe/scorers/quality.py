@@ -142,3 +142,23 @@ class KalmanOverlap(Comparable):
     def score(self, frame: TrackedFrame, history: History) -> Tensor:
         """Return NaN: the overlap is there before scores are asked for, or not at all."""
         return frame.unknown()
+
+
+@dataclass(frozen=True, repr=False)
+class BackwardIoU(Comparable):
+    """Mean IoU of the mask's boxes, tracked back over the last frames, with those chosen then, in [0, 1].
+
+    Known of the frames that a check looked at (`verify=Backward()`); NaN of the others, which are not doubtful.
+
+    Attributes:
+        name: Name of the score in records, filters and tables.
+
+    Source: SENTRY (arXiv 2606.24449).
+    """
+
+    quality: ClassVar[bool] = True
+    name: str = "backward_iou"
+
+    def score(self, frame: TrackedFrame, history: History) -> Tensor:
+        """Return NaN: the overlap is there before scores are asked for, or not at all."""
+        return frame.unknown()
