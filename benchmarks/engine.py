@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,13 +27,15 @@ from benchmarks.models import shared_features
 from benchmarks.plan import Plan, combinations, make_plan
 from benchmarks.results import Run
 from benchmarks.tracking import Tracked, frame_rows, object_rows, track
+from benchmarks.video_page import write_video_page
+from sam2_keyframe import KeyframeMemory
 
 Engine = Callable[[Plan, Sequence[str]], None]
 
 
 def main_run(options: argparse.Namespace) -> int:
     """Run one method; returns the exit code."""
-    plan = make_plan(options, [(options.method, options.set)], share=False)
+    plan = replace(make_plan(options, [(options.method, options.set)], share=False), pages=True)
     code = carry_out(plan, options.workers)
     for line in beside(plan.runs[0][0].path):
         _say(line)
@@ -153,14 +156,16 @@ def work(plan: Plan, take: Callable[[], str | None]) -> None:
                     seconds = time.perf_counter() - started
                     if pending is not None:
                         pending.result()  # at most one video waits for its scores
-                    pending = scoring.submit(_score, run, video, tracked, seconds)
+                    pending = scoring.submit(_score, run, video, tracked, seconds, method if plan.pages else None)
 
 
-def _score(run: Run, video: Video, tracked: Tracked, seconds: float) -> None:
+def _score(run: Run, video: Video, tracked: Tracked, seconds: float, shown: KeyframeMemory | None) -> None:
     try:
         frames = frame_rows(video, tracked)
         objects = object_rows(video, frames)
         run.write_video(video.name, frames, objects, tracked)
+        if shown is not None:
+            write_video_page(run.path / "videos" / video.name, video, tracked, frames, run.label, shown)
         accuracy = " ".join(f"{100 * row['jf']:.1f}" for row in objects)
         _say(f"{video.name}  {run.label}  J&F {accuracy}  {seconds:.1f} s")
     except Exception as error:

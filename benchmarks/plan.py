@@ -37,6 +37,7 @@ class Plan:
         threads: CPU threads of a worker.
         seed: Seed of torch's generator before each video.
         share: Share image features between runs, and so report no times.
+        pages: Write a page a video.
     """
 
     runs: tuple[tuple[Run, KeyframeMemory], ...]
@@ -47,6 +48,7 @@ class Plan:
     threads: int
     seed: int
     share: bool
+    pages: bool = False
 
     def load_predictor(self) -> Any:
         return load_predictor(self.checkpoint, self.device, self.image_size)

@@ -21,6 +21,7 @@ from benchmarks.datasets import Synthetic
 from benchmarks.results import Run, check_metrics, read_csv
 from benchmarks.tracking import Tracked
 from sam2_keyframe.app.options import parse_value
+from sam2_keyframe.app.page import read_page, view
 from sam2_keyframe.synthetic import make_clip
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,22 @@ def finished(tmp_path_factory):
     arguments = [*SMALL, "--challenges", "static,occlusion", "--method", "keyframe", "--set", "change=0.2"]
     assert main(["run", *arguments, "--set", "keyframes=2", "--out", str(out)]) == 0
     return only_run(out)
+
+
+def test_every_video_has_a_page(finished, tmp_path):
+    for folder in (finished / "videos").iterdir():
+        (shown,), _ = read_page(folder)
+        rows = {(row["obj_id"], int(row["frame_idx"])): row for row in read_csv(folder / "frames.csv")}
+        assert (shown["title"], len(shown["frames"])) == (folder.name, 8)
+        for obj_id, each in shown["objects"].items():
+            for t in shown["frames"]:
+                row = rows[obj_id, t]
+                expected = pytest.approx(float(row["j"]), rel=1e-3) if row["j"] else None
+                assert each["scores"]["J"][t] == expected
+                assert each["attended"][t] == (
+                    [int(s) for s in row["attended"].split()] if row["memory_frames"] else None
+                )
+    view([folder, folder], tmp_path / "view.html")
 
 
 def test_a_run_is_named_and_described_by_its_configuration(finished):
