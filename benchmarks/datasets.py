@@ -180,9 +180,9 @@ def open_dataset(
     """Return a dataset; folders' layouts are recognised.
 
     Args:
-        data: "synthetic", or a folder that holds `JPEGImages` and `Annotations` (DAVIS, LVOS, MOSE, VOST, PUMaVOS,
+        data: "synthetic"; or a folder that holds `JPEGImages` and `Annotations` (DAVIS, LVOS, MOSE, VOST, PUMaVOS,
             Long Videos), those and a `meta.json` (YouTube-VOS, LVOS), or `JPEGImages_24fps` and `Annotations_6fps`
-            (SA-V).
+            (SA-V); or the address of one for fsspec, of which a copy is made here.
         split: Name of the part: "dev" or "test" of generated clips, else of a list in `ImageSets`; None: "dev", or
             "val", or the only list there is, or every sequence.
         sequences: Of a folder, these videos only.
@@ -194,12 +194,16 @@ def open_dataset(
 
     Raises:
         ValueError: Nothing is there or it is not laid out as any of these; the message names the download page.
+        ImportError: It is an address, and fsspec or what it needs for it is not installed.
     """
     from benchmarks.layouts import open_folder
+    from benchmarks.remote import local_copy
 
     if data == "synthetic":
         named = tuple(challenges) or CHALLENGES
         return Synthetic(split or "dev", named, clips, frames, size, objects)
+    if "://" in data:
+        return open_folder(local_copy(data), split, tuple(sequences))
     if not Path(data).is_dir():
         word = Path(data).name.lower().replace("-", "").replace("_", "").replace("ytvos", "youtubevos")
         pages = [

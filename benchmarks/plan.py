@@ -15,6 +15,7 @@ from benchmarks.results import SCHEMA, Run, make_run, surroundings
 from sam2_keyframe import KeyframeMemory, make_method
 from sam2_keyframe.app.models import check_place, default_device
 from sam2_keyframe.app.options import parse_set, parse_value, split_values
+from sam2_keyframe.app.workers import add_engine_arguments
 
 Spec = tuple[str, list[str]]
 """A method's name, or a memory written out, and its replacements, each `name=value`."""
@@ -62,7 +63,9 @@ def label(spec: Spec) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say on which data, with which model and where to run."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", default="synthetic", help="synthetic, or a dataset's folder (default: %(default)s)")
+    data.add_argument(
+        "--data", default="synthetic", help="synthetic, or a dataset's folder or fsspec URL (default: %(default)s)"
+    )
     data.add_argument("--split", help="dev or test of synthetic clips, or a list in ImageSets")
     data.add_argument("--sequences", type=_words, default=(), help="only these videos of a folder, with commas")
     data.add_argument("--challenges", type=_words, default=(), help="synthetic: only these challenges, with commas")
@@ -92,6 +95,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="keyframe", help="a name in sam2_keyframe.METHODS (default: %(default)s)")
     add_choices(parser, "replace a choice, as in --set change=0.2")
     add_arguments(parser)
+    add_engine_arguments(parser)
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +108,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", action="append", default=[], metavar="NAME=A,B,...", help=values)
     parser.add_argument("--timed", action="store_true", help="measure times: image features are not shared then")
     add_arguments(parser)
+    add_engine_arguments(parser)
 
 
 def combinations(methods: Sequence[str], base: str, fixed: Sequence[str], grid: Sequence[str]) -> list[Spec]:

@@ -95,10 +95,11 @@ class Run:
                 raise
             shutil.rmtree(folder)
 
-    def write_failure(self, name: str, error: BaseException) -> None:
+    def write_failure(self, name: str, error: BaseException | str) -> None:
         """Write down why a video failed; the next run tries it again."""
         (self.path / "failed").mkdir(exist_ok=True)
-        write_text(self.path / "failed" / name, f"{type(error).__name__}: {error}")
+        told = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        write_text(self.path / "failed" / name, told)
 
     def failures(self) -> dict[str, str]:
         """Return the errors of the videos that failed and were not finished since, by name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,9 @@ from sam2_keyframe.video.decode import folder_images
 from sam2_keyframe.video.source import FrameSource
 
 DONE, TABLE, ABOUT = "run.json", "videos.csv", "batch.json"
+
+TOLD_EVERY = 10.0
+"""Seconds between two states of the table."""
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
 
@@ -348,6 +352,7 @@ def run_batch(
         if skipped:
             tell(f"{skipped} of {len(videos)} videos are finished already")
         _write_table(batch.out, videos, told)
+        written = time.monotonic()
         for (name, _, _), result in engine.run(todo, batch):
             if isinstance(result, Failure):
                 told[name] = {"status": "failed", "error": result.error}
@@ -355,7 +360,10 @@ def run_batch(
             else:
                 told[name] = {"status": "done", **result}
                 tell(f"{name}: {result['frames']} frames in {result['seconds']:.1f} s")
-            _write_table(batch.out, videos, told)
+            if time.monotonic() > written + TOLD_EVERY:  # of many videos it is long, and each folder tells of itself
+                _write_table(batch.out, videos, told)
+                written = time.monotonic()
+        _write_table(batch.out, videos, told)
     failed = {name: each["error"] for name, each in told.items() if each["status"] == "failed"}
     tell(f"{len(videos) - len(failed)} of {len(videos)} videos done, in {batch.out}; each told of in {TABLE}")
     for name, error in failed.items():

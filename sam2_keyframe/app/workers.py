@@ -206,21 +206,25 @@ def _end_with_parent() -> None:
 # -- Ray -------------------------------------------------------------------------------------------------------------
 
 
-def connect(engine: Engine) -> Any:
-    """Return Ray, connected to the engine's cluster, or to one that is started here.
+def connect(engine: Engine) -> tuple[Any, bool]:
+    """Return Ray, connected to the engine's cluster, or to one that is started here; and whether this did it.
 
     Raises:
         ImportError: It is not installed.
         ConnectionError: There is no cluster at the address.
     """
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes longer than Ray's 30 s
     try:
         import ray
     except ImportError:
         raise ImportError("--engine ray: Ray is not installed: pip install 'sam2-keyframe[ray]'") from None
     if ray.is_initialized():
-        return ray
+        return ray, False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     here: dict[str, Any] = {"include_dashboard": False, "num_cpus": engine.workers * engine.cpus}
+    here["_system_config"] = {
+        "worker_niceness": 0
+    }  # Ray's own is 15: on a machine that has other work they would starve
     try:
         ray.init(engine.address, log_to_driver=False, logging_level=logging.ERROR, **({} if engine.address else here))
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -228,11 +232,11 @@ def connect(engine: Engine) -> Any:
             f"--address {engine.address}: there is no Ray cluster ({brief(error)}); start one with `ray start --head`, "
             "or leave --address out to start Ray here"
         ) from None
-    return ray
+    return ray, True
 
 
 def _on_ray(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine) -> Iterator[tuple[T, Any]]:
-    ray = connect(engine)
+    ray, ours = connect(engine)
 
     class Served:
         def __init__(self, make: Callable[[], Worker]) -> None:
@@ -289,3 +293,5 @@ def _on_ray(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine) -> I
     finally:
         for actor, _ in under_way.values():
             ray.kill(actor)
+        if ours:
+            ray.shutdown()
