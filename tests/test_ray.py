@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,14 +42,11 @@ def cluster() -> Iterator[Any]:
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = path  # of the nodes, and so of their workers
+    system = {"worker_niceness": 0, "agent_register_timeout_ms": 300_000}  # they start, and work, beside other work
     found = Cluster(
-        initialize_head=True,
-        head_node_args={
-            **{"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20},
-            "_system_config": {"worker_niceness": 0},  # or they starve beside other work
-        },
+        initialize_head=True, head_node_args={**node(), "include_dashboard": False, "_system_config": system}
     )
-    found.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    found.add_node(**node())
     ray.init(found.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield found
@@ -58,6 +56,16 @@ def cluster() -> Iterator[Any]:
         os.environ.pop("PYTHONPATH")
         if before is not None:
             os.environ["PYTHONPATH"] = before
+
+
+def node() -> dict[str, Any]:
+    """Return a node's arguments; with ports given it does not wait for its agents to choose them."""
+    ports = {}
+    for name in ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port"):
+        with socket.socket() as free:
+            free.bind(("", 0))
+            ports[name] = free.getsockname()[1]
+    return {"num_cpus": 1, "object_store_memory": 100 * 2**20, **ports}
 
 
 def numbers(out: Path) -> dict[str, Any]:
