@@ -61,7 +61,7 @@ def cluster() -> Iterator[Any]:
 def node() -> dict[str, Any]:
     """Return a node's arguments; with ports given it does not wait for its agents to choose them."""
     ports = {}
-    for name in ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port"):
+    for name in ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port"):
         with socket.socket() as free:
             free.bind(("", 0))
             ports[name] = free.getsockname()[1]
@@ -83,23 +83,28 @@ def numbers(out: Path) -> dict[str, Any]:
 
 
 class Where:
-    """Tells on which node a worker is."""
+    """Tells on which node a worker is, once there are two."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self) -> Any:
         import ray
 
-        node = ray.get_runtime_context().get_node_id()
+        node = str(ray.get_runtime_context().get_node_id())
+        (self.folder / f"worker-{os.getpid()}").touch()
 
         def work(task: int) -> str:
-            time.sleep(0.2)
-            return str(node)
+            while len(list(self.folder.glob("worker-*"))) < 2:
+                time.sleep(0.05)
+            return node
 
         return work
 
 
 @pytest.mark.slow
 def test_two_nodes_have_the_numbers_of_one_process(cluster: Any, tmp_path: Path) -> None:
-    found = dict(Engine("ray", workers=2).run(range(6), Where()))
+    found = dict(Engine("ray", workers=2).run(range(6), Where(tmp_path)))
     assert len(set(found.values())) == 2
     arguments = ["sweep", *SMALL, "--challenges", "occlusion,scale,fast", "--grid", "keyframes=1,2"]
     assert main([*arguments, "--out", str(tmp_path / "serial")]) == 0
