@@ -17,7 +17,7 @@ from transformers_models import edgetam, sam2_video, sam3_tracker
 import sam2_keyframe as sk
 from sam2_keyframe.patches.edgetam import EdgeTam
 from sam2_keyframe.patches.sam3_video import OUTER, Sam3Video
-from sam2_keyframe.patches.transformers import TESTED, Transformers
+from sam2_keyframe.patches.transformers import Transformers
 from sam2_keyframe.synthetic import make_clip
 
 FRAME = ["self", "inference_session", "frame_idx", "frame", "reverse"]
@@ -58,7 +58,7 @@ SAM3_VIDEO = {
 
 
 def test_this_version_was_tested() -> None:
-    assert transformers.__version__ in TESTED, (
+    assert transformers.__version__ in Transformers.TESTED, (
         f"transformers {transformers.__version__} is new here: run tests/test_transformers*.py, read what changed in "
         "models/sam2_video, edgetam_video, sam3_tracker_video and sam3_video, then add it to TESTED"
     )
@@ -130,7 +130,7 @@ def test_a_method_that_takes_other_arguments_is_refused() -> None:
     model = Sam2VideoModel.__new__(Sam2VideoModel)
     wanted = (
         r"_gather_memory_frame_outputs\(\) does not take frame_idx, inference_session, track_in_reverse_time "
-        rf"\(transformers {transformers.__version__}; tested with {TESTED[0]}"
+        rf"\(transformers {transformers.__version__}; tested with {Transformers.TESTED[0]}"
     )
     with pytest.raises(TypeError, match=wanted):
         sk.wrap(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import packages_distributions, version
 from typing import Any
 
 from sam2_keyframe.patches.batched import Batched
@@ -30,6 +31,7 @@ def find_host(predictor: object) -> type[Host]:
             reason = host.refuses(predictor)
             if reason is None:
                 return host
+            reason = f"{reason} ({_version_of(predictor)}; tested with {', '.join(host.TESTED)})"
             break
     else:
         reason = "it is not a SAM 2 video predictor"
@@ -37,6 +39,16 @@ def find_host(predictor: object) -> type[Host]:
         f"sam2_keyframe cannot wrap {type(predictor).__module__}.{type(predictor).__qualname__}: {reason}. "
         f"Supported: {'; '.join(host.NAME for host in HOSTS)}."
     )
+
+
+def _version_of(predictor: object) -> str:
+    """Return the package that a predictor's class is of, and its version."""
+    packages = packages_distributions()
+    roots = [cls.__module__.split(".")[0] for cls in type(predictor).__mro__]
+    known = next((root for root in roots if root in packages), "torch")
+    if known == "torch":  # nothing of its own is installed as a package
+        return f"{roots[0]}, of no known version"
+    return f"{packages[known][0]} {version(packages[known][0])}"
 
 
 def host_of(session: Any) -> type[Host]:

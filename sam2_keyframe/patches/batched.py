@@ -23,9 +23,9 @@ from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.bounded import TrackedFrames, keep_only
 from sam2_keyframe.patches.driving import ENDLESS, Driver
 from sam2_keyframe.patches.host import ObjectFrames
-from sam2_keyframe.patches.sam2 import PROMPTED, REQUIRED, TRACKING, Sam2, own_rule, unfit
+from sam2_keyframe.patches.sam2 import PROMPTED, REQUIRED, TRACKING, Sam2, own_rule
 from sam2_keyframe.patches.together import PARTS, copied, split
-from sam2_keyframe.patches.wrapping import during
+from sam2_keyframe.patches.wrapping import during, missing
 from sam2_keyframe.types import FrameMemo
 
 COND, TRACKED = "cond_frame_outputs", "non_cond_frame_outputs"
@@ -55,7 +55,7 @@ class Batched(Sam2):
     def refuses(predictor: object) -> str | None:
         """Return why this host does not take the predictor, or None when it does."""
         more = {"_add_output_per_object": {"inference_state", "frame_idx", "current_out", "storage_key"}}
-        return own_rule(predictor) or unfit(predictor, {**REQUIRED, **more})
+        return own_rule(predictor) or missing(predictor, {**REQUIRED, **more})
 
     # -- doing and undoing --------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class EdgeTamBatched(Batched):
     """
 
     NAME: ClassVar[str] = "EdgeTAM's SAM2VideoPredictor, of its own repository (edgetam-dimos)"
+    TESTED: ClassVar[tuple[str, ...]] = ("1.0.1",)
 
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
         perceiver = predictor.spatial_perceiver

@@ -52,6 +52,7 @@ class Host(Protocol):
     Attributes:
         NAME: What it supports, for people.
         AGAIN: Whether a frame can be inferred a second time, under other memories or masks (`KeyframeMemory.again`).
+        TESTED: Versions of its package that the tests ran with.
         predictor: The predictor.
         method: The method.
         banks: The banks of the objects that it met.
@@ -59,6 +60,7 @@ class Host(Protocol):
 
     NAME: ClassVar[str]
     AGAIN: ClassVar[bool]
+    TESTED: ClassVar[tuple[str, ...]]
     predictor: Any
     method: KeyframeMemory
     banks: Banks

@@ -37,6 +37,7 @@ from sam2_keyframe.patches.wrapping import (
     Wrapping,
     during,
     method_signature,
+    missing,
     refuse_copying,
 )
 from sam2_keyframe.types import FrameMemo, TrackedFrame
@@ -74,6 +75,8 @@ class Sam2:
         "facebookresearch SAM 2's SAM2VideoPredictor of December 2024 or later (and its VOS variant), EfficientTAM's"
     )
 
+    TESTED: ClassVar[tuple[str, ...]] = ("1.1.0",)
+
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
         self.predictor = predictor
         self.model: Any = self.model_of(predictor)
@@ -105,7 +108,7 @@ class Sam2:
     @staticmethod
     def knows(predictor: object) -> bool:
         """Return whether some class of the predictor calls itself a video predictor."""
-        return any(cls.__name__.endswith("VideoPredictor") for cls in type(predictor).__mro__)
+        return any(cls.__name__.endswith(("VideoPredictor", "CameraPredictor")) for cls in type(predictor).__mro__)
 
     @staticmethod
     def refuses(predictor: object) -> str | None:
@@ -114,7 +117,7 @@ class Sam2:
             return "it is not a SAM 2 video predictor"
         if hasattr(predictor, "_add_output_per_object"):
             return "it is the legacy predictor, which tracks all objects in one batch"
-        return own_rule(predictor) or unfit(predictor, REQUIRED)
+        return own_rule(predictor) or missing(predictor, REQUIRED)
 
     @staticmethod
     def model_of(predictor: Any) -> Any:
@@ -499,20 +502,13 @@ class Sam2:
 
 def own_rule(predictor: object) -> str | None:
     """Return which fork with a memory rule of its own a predictor is of, in a sentence; None where it is of none."""
+    if any(cls.__name__.endswith("CameraPredictor") for cls in type(predictor).__mro__):
+        return "a realtime fork's camera predictor has no inference state: stream with a SAM2VideoPredictor in a Stream"
     if hasattr(predictor, "samurai_mode"):
         return "SAMURAI's fork has a memory rule of its own; wrap an unmodified predictor with method='samurai'"
     for name in filter(functools.partial(hasattr, type(predictor)), REQUIRED):
         if "mem_pick_index" in method_signature(predictor, name).parameters:
             return "SAM2Long's fork has a memory rule of its own"
-    return None
-
-
-def unfit(predictor: object, required: Mapping[str, set[str]]) -> str | None:
-    """Return which method a predictor lacks, or which arguments one does not take; None where all are there."""
-    for name, wanted in required.items():
-        parameters = set(method_signature(predictor, name).parameters) if hasattr(type(predictor), name) else set()
-        if not wanted <= parameters:
-            return f"its method {name}() does not take {', '.join(sorted(wanted))}"
     return None
 
 

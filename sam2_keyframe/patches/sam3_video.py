@@ -15,8 +15,8 @@ from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches.bounded import keep_only
 from sam2_keyframe.patches.driving import ENDLESS, Driver, Prompted
 from sam2_keyframe.patches.sessions import SessionDriver
-from sam2_keyframe.patches.transformers import ENCODED, HALF, STEPS, Session, Transformers, is_called, missing
-from sam2_keyframe.patches.wrapping import Wrapping, during, refuse_copying
+from sam2_keyframe.patches.transformers import ENCODED, HALF, STEPS, Session, Transformers, is_called
+from sam2_keyframe.patches.wrapping import Wrapping, during, missing, refuse_copying
 
 KEEP_PROMPTS = 16
 """Frames held of an object on which the detector found or confirmed it: the first and the newest, for bounded methods.

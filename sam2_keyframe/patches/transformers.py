@@ -16,7 +16,6 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
@@ -33,11 +32,8 @@ from sam2_keyframe.patches.driving import ENDLESS, Driver
 from sam2_keyframe.patches.frames import IMAGENET, Colours, Frames, scoring_image
 from sam2_keyframe.patches.host import ObjectFrames, first_of_video
 from sam2_keyframe.patches.sessions import LazyPixels, SessionDriver
-from sam2_keyframe.patches.wrapping import TRACKED_BY, TrackedBy, Wrapping, during, method_signature, refuse_copying
+from sam2_keyframe.patches.wrapping import TRACKED_BY, TrackedBy, Wrapping, during, missing, refuse_copying
 from sam2_keyframe.types import FrameMemo, TrackedFrame
-
-TESTED = ("5.16.1", "5.24.0")
-"""Versions of transformers that the tests of the contract and of `stock` ran with; all tests with the last."""
 
 KEEP_FRAMES = 2
 """Frames of a stream whose pixels stay after they were tracked, so that the last ones can be corrected."""
@@ -120,6 +116,7 @@ class Transformers:
 
     AGAIN: ClassVar[bool] = False
     NAME: ClassVar[str] = "Sam2VideoModel and Sam3TrackerVideoModel of transformers 5"
+    TESTED: ClassVar[tuple[str, ...]] = ("5.16.1", "5.24.0")  # of the first, the contract and `stock`
     MODELS: ClassVar[tuple[str, ...]] = ("Sam2VideoModel", "Sam3TrackerVideoModel")
     SESSIONS: ClassVar[tuple[str, ...]] = ("Sam2VideoInferenceSession", "Sam3TrackerVideoInferenceSession")
     REQUIRED: ClassVar[Mapping[str, set[str]]] = {**REQUIRED, "_batch_encode_memories": set(BATCH)}
@@ -158,7 +155,7 @@ class Transformers:
     def refuses(cls, predictor: object) -> str | None:
         """Return why this host does not take the model, or None when it does."""
         if not is_called(predictor, cls.MODELS):
-            return f"it is no SAM 2 or SAM 3 video tracker {_versions()}"
+            return "it is no SAM 2 or SAM 3 video tracker"
         return missing(predictor, cls.REQUIRED)
 
     # -- doing and undoing --------------------------------------------------------------------------------------
@@ -544,21 +541,6 @@ def keep_frames(session: Any, n: int) -> None:
         raise ValueError(f"n={n!r}: give a whole number of at least 1")
     if not isinstance(session.processed_frames, LazyPixels):  # which are read as they are needed
         session.processed_frames = PixelWindow(session.processed_frames or {}, n)
-
-
-def missing(predictor: object, required: Mapping[str, set[str]]) -> str | None:
-    """Return which private method the wrappers rely on and do not find as they know it, in a sentence; or None."""
-    for name, wanted in required.items():
-        if not hasattr(type(predictor), name):
-            return f"it has no method {name}() {_versions()}"
-        lacking = wanted - set(method_signature(predictor, name).parameters)
-        if lacking:
-            return f"its method {name}() does not take {', '.join(sorted(lacking))} {_versions()}"
-    return None
-
-
-def _versions() -> str:
-    return f"(transformers {version('transformers')}; tested with {', '.join(TESTED)})"
 
 
 def is_called(thing: object, names: Sequence[str]) -> bool:

@@ -22,8 +22,8 @@ from sam2_keyframe.patches.driving import Driver
 from sam2_keyframe.patches.driving_ultralytics import UltralyticsDriver
 from sam2_keyframe.patches.frames import Frames, scoring_image
 from sam2_keyframe.patches.host import ObjectFrames
-from sam2_keyframe.patches.sam2 import Sam2, unfit
-from sam2_keyframe.patches.wrapping import Wrapping, during, refuse_copying
+from sam2_keyframe.patches.sam2 import Sam2
+from sam2_keyframe.patches.wrapping import Wrapping, during, missing, refuse_copying
 from sam2_keyframe.types import FrameMemo
 
 PREDICTOR = {
@@ -62,6 +62,7 @@ class Ultralytics(Batched):
     """Runs one method on an ultralytics `SAM2VideoPredictor` whose network is loaded."""
 
     NAME: ClassVar[str] = "ultralytics' SAM2VideoPredictor"
+    TESTED: ClassVar[tuple[str, ...]] = ("8.4.190",)
 
     def __init__(self, predictor: Any, method: KeyframeMemory) -> None:
         super().__init__(predictor, method)
@@ -84,7 +85,7 @@ class Ultralytics(Batched):
         model = getattr(predictor, "model", None)
         if model is None:
             return "its network is not loaded yet: call predictor.setup_model() first"
-        return unfit(predictor, PREDICTOR) or unfit(model, MODEL)
+        return missing(predictor, PREDICTOR) or missing(model, MODEL)
 
     @staticmethod
     def model_of(predictor: Any) -> Any:

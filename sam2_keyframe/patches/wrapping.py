@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -72,6 +72,17 @@ class Wrapping:
 def method_signature(predictor: object, name: str) -> inspect.Signature:
     """Return the signature that the class gives a method, `self` included, whatever lies over it on the instance."""
     return inspect.signature(getattr(type(predictor), name))
+
+
+def missing(predictor: object, required: Mapping[str, set[str]]) -> str | None:
+    """Return which private method the wrappers rely on and do not find as they know it, in a sentence; or None."""
+    for name, wanted in required.items():
+        if not hasattr(type(predictor), name):
+            return f"it has no method {name}()"
+        lacking = wanted - set(method_signature(predictor, name).parameters)
+        if lacking:
+            return f"its method {name}() does not take {', '.join(sorted(lacking))}"
+    return None
 
 
 class WithSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -58,8 +59,20 @@ def plain(session: str, folder: Path, clip: Any) -> Any:
     return seen
 
 
-def test_the_host_is_found(predictor: Any) -> None:
+def test_this_version_was_tested() -> None:
+    found = version("edgetam-dimos")
+    assert found in patch.EdgeTamBatched.TESTED, (
+        f"edgetam-dimos {found} is new here: run this file, then add it to TESTED"
+    )
+
+
+def test_the_host_is_found(predictor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_host(predictor).__name__ == "EdgeTamBatched"
+    monkeypatch.setattr(type(predictor), "_run_memory_encoder", lambda self: None)
+    with pytest.raises(
+        TypeError, match=r"_run_memory_encoder\(\) does not take .* \(edgetam-dimos .*; tested with 1\.0\.1"
+    ):
+        sk.wrap(predictor)
 
 
 @pytest.mark.parametrize(

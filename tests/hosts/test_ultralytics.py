@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sam2_keyframe.app import cli
 from sam2_keyframe.bank.bank import KEY
 from sam2_keyframe.patches import driver_of, find_host
 from sam2_keyframe.patches import sam2 as patch
+from sam2_keyframe.patches.ultralytics import Ultralytics
 from sam2_keyframe.synthetic import make_clip
 
 torchvision_without_cuda.declare()
@@ -84,6 +86,21 @@ def track(predictor: Any, clip: Any, count: int = 2) -> torch.Tensor:
     finally:
         del predictor.inference
     return torch.stack(logits)
+
+
+def test_this_version_was_tested() -> None:
+    found = version("ultralytics")
+    assert found in Ultralytics.TESTED, (
+        f"ultralytics {found} is new here: run this file, read what changed in models/sam/predict.py and "
+        "modules/sam.py, then add it to TESTED"
+    )
+
+
+def test_a_method_that_changed_is_named_with_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = make_predictor(tmp_path)
+    monkeypatch.setattr(SAM2VideoPredictor, "_prune_non_cond_memory", lambda self: None)
+    with pytest.raises(TypeError, match=r"_prune_non_cond_memory\(\) does not take .* \(ultralytics .*; tested with 8"):
+        sk.wrap(predictor)
 
 
 def test_the_host_is_found(tmp_path: Path) -> None:
