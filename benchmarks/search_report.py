@@ -63,7 +63,7 @@ def _lines(search: Search, live: LiveRows, group: Group | None) -> list[str]:
     way = "replayed over recordings of stock, without SAM 2" if search.options.replay else "live"
     titles = ", ".join(OBJECTIVES[name].title for name in search.objectives)
     rows = front_rows(search)
-    cells = [[_name(name, search), *(f"{value:.2f}" for value in values.values())] for name, values in rows.items()]
+    cells = [[_name(name, search), *(f"{value:.4g}" for value in values.values())] for name, values in rows.items()]
     head = ["method", *(OBJECTIVES[name].title for name in search.objectives)]
     lines = [
         f"# Search: {search.space.name}, {search.options.sampler}",
