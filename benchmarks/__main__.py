@@ -50,7 +50,7 @@ scripts with commands of their own (python -m benchmarks.NAME --help):
   micro.train, micro.evaluate, micro.methods, micro.card
                         the embedded model: training, evaluation, the figures of its card
   studies.absence, studies.attention, studies.codecs, studies.hosts, studies.loader, studies.long_video
-  studies.overhead, studies.prompts, studies.queries, studies.reaction, studies.scale, studies.scorers, studies.tree
+  studies.overhead, studies.prompts, studies.queries, studies.scale, studies.scorers, studies.tree
                         one-off measurements of time, bytes and errors, beside their results
 """
 
