@@ -105,6 +105,10 @@ class Witness:
         type(predictor)._run_memory_encoder = run_memory_encoder
         predictor.memory_attention.register_forward_pre_hook(self._read, with_kwargs=True)
 
+    def note_pointers(self, base: Any, name: str) -> None:
+        """Take note of the pointers that a method returns."""
+        self._after(base, name, lambda pointer: self._pointers.setdefault(self._key(pointer), self.frame))
+
     @staticmethod
     def _after(base: Any, name: str, note: Callable[[Any], None]) -> None:
         original = getattr(base, name)
@@ -260,6 +264,10 @@ def track_ours(name: str, frames: Path, first: Any) -> tuple[Witness, list[Any]]
     method, choices, _ = UPSTREAM[name]
     witness = Witness(predictor, paths=method == "sam2long_tree")
     wrap(predictor, method, **choices)
+    if method == "sam2long_tree":  # it makes the pointers of candidates that SAM 2 did not choose
+        from sam2_keyframe.patches.paths import Paths
+
+        witness.note_pointers(Paths, "_pointer")
     return witness, list(_propagated(predictor, frames, first))
 
 

@@ -37,32 +37,37 @@ def _log(*ratings: float) -> float:
     return sum(math.log(rating + 1e-5) for rating in ratings)
 
 
-def _grown(*given: Any, sure: float = 2.0) -> list[tuple[int, int, int]]:
+def _grown(*given: Any, sure: float = 2.0) -> list[tuple[int, int, tuple[int, ...]]]:
     branches = Tree(sure=sure).grow(*given)
     assert [b.score for b in branches] == sorted((b.score for b in branches), reverse=True)
-    return [(branch.parent, branch.mask, branch.copies) for branch in branches]
+    return [(branch.parent, branch.mask, branch.places) for branch in branches]
 
 
 def test_which_go_on_by_hand() -> None:
-    equal = [(0.0, 3)]
-    assert Tree().grow(equal, [(0.5, 0.9, 0.8)], [2.5]) == [Branch(0, 1, _log(0.9), 3)]  # sure: three times the best
-    assert _grown(equal, [(0.5, 0.9, 0.8)], [-2.5]) == [(0, 1, 3)]  # sure that it is hidden
-    assert _grown(equal, [(0.5, 0.9, 0.8)], [1.5]) == [(0, 1, 1), (0, 2, 1), (0, 0, 1)]
-    assert _grown(equal, [(0.904, 0.901, 0.3)], [1.5]) == [(0, 0, 2), (0, 2, 1)]  # 0.90 once, and an equal path again
-    apart = [(_log(0.9), 1), (_log(0.6), 1), (_log(0.1), 1)]
+    equal = [(0.0, (0, 1, 2))]
+    assert Tree().grow(equal, [(0.5, 0.9, 0.8)], [2.5]) == [Branch(0, 1, _log(0.9), (0, 1, 2))]  # sure: thrice the best
+    assert _grown(equal, [(0.5, 0.9, 0.8)], [-2.5]) == [(0, 1, (0, 1, 2))]  # sure that it is hidden
+    assert _grown(equal, [(0.5, 0.9, 0.8)], [1.5]) == [(0, 1, (0,)), (0, 2, (1,)), (0, 0, (2,))]
+    assert _grown(equal, [(0.904, 0.901, 0.3)], [1.5]) == [
+        (0, 0, (0, 2)),
+        (0, 2, (1,)),
+    ]  # 0.90 once, then an equal path
+    apart = [(_log(0.9), (0,)), (_log(0.6), (1,)), (_log(0.1), (2,))]
     ratings = [(0.9, 0.8, 0.1), (0.9, 0.2, 0.1), (0.95, 0.9, 0.9)]
-    assert _grown(apart, ratings, [3.0, 1.0, 1.0]) == [
-        (0, 0, 1),
-        (0, 1, 1),
-        (1, 0, 1),
-    ]  # some path is sure: the third ends
-    assert _grown(apart, ratings, [1.0, 1.0, 1.0]) == [(0, 0, 1), (0, 1, 1), (1, 1, 1)]  # 0.9 is there: 0.2 scores 0.12
-    signed = [(0.7, 0.6, 0.1)] * 3
-    assert _grown(apart, signed, [1.0, -1.0, 1.0]) == [(0, 0, 1), (0, 1, 1), (1, 0, 1)]  # hidden: another 0.7
+    best = [(0, 0, (0,)), (0, 1, (1,)), (1, 0, (2,))]
+    assert _grown(apart, ratings, [3.0, 1.0, 1.0]) == best  # some path is sure: the third ends
+    assert _grown(apart, ratings, [1.0, 1.0, 1.0]) == [*best[:2], (1, 1, (2,))]  # 0.9 is there: 0.2 scores 0.12
+    assert _grown(apart, [(0.7, 0.6, 0.1)] * 3, [1.0, -1.0, 1.0]) == best  # hidden: another 0.7
     same = [(0.7, 0.701, 0.699)] * 3
-    assert _grown(apart, same, [1.0, 1.0, 1.0]) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]  # the best of each path not there
-    uneven = [(0.0, 2), (_log(0.5), 1)]
-    assert _grown(uneven, [(0.9, 0.4, 0.1), (0.9, 0.8, 0.1)], [3.0, 3.0]) == [(0, 0, 2), (1, 0, 1)]
+    assert _grown(apart, same, [1.0, 1.0, 1.0]) == [(0, 1, (0,)), (1, 1, (1,)), (2, 1, (2,))]  # of each not there
+    ratings = [(0.9, 0.4, 0.9), (0.9, 0.4, 0.9)]
+    for places, filled in (((0, 1), 0), ((0, 2), 1)):  # 0.9 and 0.4 of the first path; then the first place not there
+        (other,) = {0, 1, 2} - set(places)
+        found = _grown([(0.0, places), (_log(0.5), (other,))], ratings, [1.0, 1.0])
+        assert found == ([(0, 0, (0, 2)), (0, 1, (1,))] if filled == 0 else [(0, 0, (0,)), (1, 0, (2,)), (0, 1, (1,))])
+    assert _grown([(0.0, (0, 1)), (_log(0.5), (2,))], [(0.9, 0.4, 0.1), (0.9, 0.8, 0.1)], [3.0, 3.0]) == [
+        (0, 0, (0, 1)), (1, 0, (2,)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("session", ["two_objects", "both_ways", pytest.param("correction", marks=pytest.mark.slow)])
@@ -128,7 +133,7 @@ def test_the_best_path_is_a_single_one_that_is_told_its_choices(
         assert len(pointers) <= 15 * 3
         assert all(len(path.bank.non_cond) <= 16 for path in bank.paths[1:])
         if bank.paths:
-            assert sum(path.copies for path in bank.paths) == 3
+            assert sorted(place for path in bank.paths for place in path.places) == [0, 1, 2]
             assert bank.paths[0].bank is bank
             row = bank.stats.last
             assert row.memory.frames == 1 + len(memories) <= 1 + 6 * 3

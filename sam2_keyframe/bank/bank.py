@@ -471,13 +471,13 @@ class Path:
     Attributes:
         bank: Its memory.
         score: As in `Branch`.
-        copies: As in `Branch`.
+        places: As in `Branch`.
         masks: Its mask logits of the last frames, where they are shown late.
     """
 
     bank: MemoryBank
     score: float = 0.0
-    copies: int = 1
+    places: tuple[int, ...] = (0,)
     masks: dict[int, Tensor] = field(default_factory=dict)
 
 

@@ -41,7 +41,7 @@ class Paths:
 
     def start(self, bank: MemoryBank, frame_idx: int, masks: Tensor) -> None:
         """Let all paths begin with a frame that was tracked once for all of them."""
-        bank.paths = [Path(bank, 0.0, self.rule.paths)]
+        bank.paths = [Path(bank, 0.0, tuple(range(self.rule.paths)))]
         self._remember(bank.paths[0], frame_idx, masks)
 
     def track(
@@ -69,7 +69,7 @@ class Paths:
         told = torch.stack([torch.cat([t.found[1][0].float(), e["object_score_logits"][0].float()]) for t, e in runs])
         rows = told.tolist()
         branches = self.rule.grow(
-            [(path.score, path.copies) for path in paths], [row[:-1] for row in rows], [row[-1] for row in rows]
+            [(path.score, path.places) for path in paths], [row[:-1] for row in rows], [row[-1] for row in rows]
         )
         grown: list[Path] = []
         best: tuple[Entry, Tensor, TrackedFrame] | None = None
@@ -79,7 +79,7 @@ class Paths:
             own = tracking.bank
             if (own is bank and k) or any(other.parent == branch.parent for other in branches[:k]):
                 own = own.fork()
-            child = Path(own, branch.score, branch.copies, dict(paths[branch.parent].masks))
+            child = Path(own, branch.score, branch.places, dict(paths[branch.parent].masks))
             best = self._write(call, tracking, entry, branch, child, moment)
             grown.insert(0, child)
         if best is None:

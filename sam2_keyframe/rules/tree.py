@@ -17,13 +17,13 @@ class Branch:
         parent: Position of the path among those that were.
         mask: Position of the candidate.
         score: Sum over the frames of the logarithm of the predicted IoU of the mask chosen.
-        copies: How many equal paths it stands for.
+        places: Which of the paths it stands for: equal ones are one branch.
     """
 
     parent: int
     mask: int
     score: float
-    copies: int = 1
+    places: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,20 +58,23 @@ class Tree:
     __repr__ = short_repr
 
     def grow(
-        self, parents: Sequence[tuple[float, int]], ratings: Sequence[Sequence[float]], scores: Sequence[float]
+        self,
+        parents: Sequence[tuple[float, Sequence[int]]],
+        ratings: Sequence[Sequence[float]],
+        scores: Sequence[float],
     ) -> list[Branch]:
         """Return the branches that go on, the best first; equal ones as one.
 
         Args:
-            parents: Each path's score and the number of equal paths it stands for, `paths` in all.
+            parents: Each path's score and the places of the equal paths it stands for, 0 to `paths` - 1 in all.
             ratings: The predicted IoUs of each path's candidate masks.
             scores: The object score of each path.
         """
-        copies = [i for i, (_, count) in enumerate(parents) for _ in range(count)]
+        at = {place: i for i, (_, places) in enumerate(parents) for place in places}
         every = [
-            (parents[i][0] + math.log(rating + 1e-5), copy, i, j)
-            for copy, i in enumerate(copies)
-            for j, rating in enumerate(ratings[i])
+            (parents[at[place]][0] + math.log(rating + 1e-5), place, at[place], j)
+            for place in sorted(at)
+            for j, rating in enumerate(ratings[at[place]])
         ]
         every.sort(key=lambda candidate: -candidate[0])
         if max(map(abs, scores)) > self.sure:
@@ -84,14 +87,14 @@ class Tree:
                 if value not in seen and len(chosen) < self.paths:
                     chosen.append(candidate)
                     seen.add(value)
-            gone = sorted(set(range(len(copies))) - {copy for _, copy, _, _ in chosen})
-            spare = [next(candidate for candidate in every if candidate[1] == copy) for copy in gone]
+            gone = sorted(at.keys() - {place for _, place, _, _ in chosen})
+            spare = [next(candidate for candidate in every if candidate[1] == place) for place in gone]
             chosen += spare[: self.paths - len(chosen)]
         found: dict[tuple[int, int], Branch] = {}
-        for score, _, i, j in sorted(chosen, key=lambda candidate: -candidate[0]):
+        for place, (score, _, i, j) in enumerate(chosen):
             known = found.get((i, j))
-            found[i, j] = Branch(i, j, score, 1 if known is None else known.copies + 1)
-        return list(found.values())
+            found[i, j] = Branch(i, j, score, (place,) if known is None else (*known.places, place))
+        return sorted(found.values(), key=lambda branch: -branch.score)
 
 
 TREES: dict[str, type] = {"tree": Tree}
