@@ -76,7 +76,7 @@ RULES: dict[str, sk.KeyframeMemory] = {
 SETTINGS |= RULES
 QUICK = (
     "stock", "window", "keyframe", "compact", "dam4sam", "sam2long", "samurai", "anchors", "others", "merged",
-    "retrieved", "reconstructed", "packed", "offloaded", "shown on a grid", "MostSimilar leaves",
+    "retrieved", "reconstructed", "packed", "offloaded", "shown on a grid", "MostSimilar leaves", "rcms", "three paths",
 )  # fmt: skip
 """Of each kind one or two; the others are slow ones."""
 
