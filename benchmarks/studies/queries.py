@@ -6,7 +6,7 @@ is the same share of the frame at every size. Windows of 2 tokens at 512 px cove
 
     python -m benchmarks.studies.queries run --size 256 --first 920000 --clips 4     # four clips of each challenge
     python -m benchmarks.studies.queries run --size 512 --first 920000 --clips 1
-    python -m benchmarks.studies.queries run --first 20000 --clips 3 --only "NearObject(2, 0.0625, 0.05)"  # test clips
+    python -m benchmarks.studies.queries run --size 256 --first 920000 --clips 1 --only "NearObject(2, 0.0, 0.1)"
     python -m benchmarks.studies.queries table
 """
 
@@ -35,12 +35,9 @@ OUT = Path(__file__).parent / "attention" / "queries"
 KEYS = {"keyframe": 7 * 4096 + 64, "compact": 14199}
 """Keys of a read at 1024 px, once the bank is full."""
 SETTINGS = {
-    "keyframe": (
-        "NearObject(2, 0.0625, 0.05)", "NearObject(2, 0.0625, 0.0)", "NearObject(2, 0.03125, 0.05)",
-        "NearObject(2, 0.0, 0.1)",
-    ),
-    "compact": ("NearObject(2, 0.0625, 0.05)", "NearObject(2, 0.0625, 0.0)"),
-}  # fmt: skip
+    "keyframe": ("NearObject(2, 0.0625, 0.0)", "NearObject(2, 0.03125, 0.05)", "NearObject(2, 0.0, 0.1)"),
+    "compact": ("NearObject(2, 0.0625, 0.0)",),
+}
 
 
 def track(predictor: Any, clip: Any, method: str, queries: str | None) -> dict[str, Any]:

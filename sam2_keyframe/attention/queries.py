@@ -30,9 +30,9 @@ class NearObject:
 
     The windows kept whole are those that the mask or a margin around it touches, then the next nearest, up to the
     smallest of `STEPS` that holds them all. Every token runs, as in SAM 2, on a frame after a prompt or a correction,
-    while the user clicks, after a frame on which the object is hidden or more than a stray part of its mask lies beyond
-    the margin of the mask before, and where more than the largest step is needed. Which of these holds is one number
-    that reaches the host with the frame's scores; the windows themselves never leave the device.
+    while the user clicks, after a frame on which the object is hidden or more than the share `stray` of its mask lies
+    beyond the margin of the mask before, and where more than the largest step is needed. Which of these holds is one
+    number that reaches the host with the frame's scores; the windows themselves never leave the device.
 
     Attributes:
         size: Side of a window in tokens, at least 2; must divide the grid (64 x 64 at 1024 px).
@@ -48,7 +48,7 @@ class NearObject:
     key: ClassVar[str] = "near_windows"
     size: int = 4
     margin: float = 1 / 16
-    stray: float = 0.05
+    stray: float = 0.0
 
     def __post_init__(self) -> None:
         if plain(self, "size") < 2 or not 0 <= plain(self, "margin") < 1 or not 0 <= plain(self, "stray") < 1:
