@@ -137,6 +137,9 @@ def table(split: str) -> list[str]:
         "`python -m benchmarks.studies.prompts`.",
         "",
         *tables.markdown(head, body),
+        "",
+        "How the parts of the doubt are put together was chosen on seven development clips. An interval of a "
+        "difference that holds 0 shows nothing: more clips are needed to tell the suggested frame from the others.",
     ]  # fmt: skip
 
 
