@@ -1,4 +1,6 @@
-"""What a stream under transformers holds, frame by frame: `python -m benchmarks.studies.hosts`.
+"""What a host holds, frame by frame: a stream under transformers, or facebookresearch's predictors over a long video.
+
+    python -m benchmarks.studies.hosts [--host transformers | sam2 | legacy]
 
 The micro model follows two objects through a clip that begins again every 40 frames. Bytes are those of the storages
 that the session keeps alive, memories (all that is stored of the objects) and pixels apart; a view of a larger tensor
@@ -11,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -67,18 +70,62 @@ def stream(method: str, frames: int, image_size: int, every: int = 50) -> list[d
     return rows
 
 
+class Repeated:
+    """A clip as a longer video, which begins again whenever it ends."""
+
+    def __init__(self, clip: Any, frames: int) -> None:
+        self._clip, self._frames = clip, frames
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def __getitem__(self, t: int) -> Any:
+        return self._clip.frames[t % len(self._clip.frames)]
+
+
+def propagate(host: str, method: str, frames: int, image_size: int, every: int = 50) -> list[dict[str, int]]:
+    """Return what facebookresearch's predictor of today, or the legacy one, keeps; its pixels are read lazily."""
+    from sam2 import sam2_video_predictor, sam2_video_predictor_legacy
+
+    made = {"sam2": sam2_video_predictor, "legacy": sam2_video_predictor_legacy}[host].SAM2VideoPredictor
+    with mock.patch.object(sam2_video_predictor, "SAM2VideoPredictor", made):
+        predictor: Any = load_micro_model("sam2", image_size=image_size)
+    clip = make_clip("leave_and_return", seed=1, frames=40, size=image_size, objects=2)
+    if method != UNWRAPPED:
+        sk.wrap(predictor, method, keep_masks=False)
+    state = sk.init_state(predictor, Repeated(clip, frames))
+    for obj_id in (1, 2):
+        predictor.add_new_mask(state, 0, obj_id, torch.from_numpy(clip.masks[0] == obj_id))
+    rows = []
+    for t, _, _ in predictor.propagate_in_video(state):
+        if (t + 1) % every == 0:
+            stored: list[Tensor] = []
+            for place in (*state["output_dict_per_obj"].values(), state.get("output_dict", {})):
+                for kind in ("cond_frame_outputs", "non_cond_frame_outputs"):
+                    for entry in place.get(kind, {}).values():
+                        for value in entry.values():
+                            stored += value if isinstance(value, list) else [value]
+            tensors = [value for value in stored if isinstance(value, Tensor)]
+            rows.append({"frames": t + 1, "memories": _nbytes(tensors), "resident": resident()})
+    return rows
+
+
 def main() -> None:
-    """Stream under each method, and write what was kept."""
+    """Run under each method, and write what was kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--host", choices=("transformers", "sam2", "legacy"), default="transformers")
     parser.add_argument("--methods", nargs="+", default=[UNWRAPPED, "window", "keyframe"])
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for method in arguments.methods:
-        rows = stream(method, arguments.frames, arguments.size)
+        given = method, arguments.frames, arguments.size
+        streamed = arguments.host == "transformers"
+        rows = stream(*given) if streamed else propagate(arguments.host, *given)
         about = {"method": method, "image_size": arguments.size, "objects": 2, "rows": rows}
-        path = RESULTS / f"stream_{method}_{arguments.size}px_{arguments.frames}.json"
+        name = "stream" if streamed else arguments.host
+        path = RESULTS / f"{name}_{method}_{arguments.size}px_{arguments.frames}.json"
         path.write_text(json.dumps(about, indent=1) + "\n")
         print(method, rows[0], rows[-1])
 
