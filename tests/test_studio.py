@@ -78,7 +78,8 @@ def test_the_command_and_the_script_make_the_masks_that_were_shown(
     assert track(folder.name, Path("run"), *words) == 0
     assert _equal(shown, [np.asarray(Image.open(f"run/masks/{t:05d}.png")) for t in range(FRAMES)])
     assert _equal(shown, [np.asarray(Image.open(f"masks/{t:05d}.png")) for t in range(FRAMES)])
-    assert Path("frames.csv").read_text().splitlines()[0] == Path("run/frames.csv").read_text().splitlines()[0]
+    own, more = (Path(each).read_text().splitlines()[0].split(",") for each in ("frames.csv", "run/frames.csv"))
+    assert set(own) <= set(more)  # the command measures more scores than the method asks for
 
 
 @pytest.mark.slow
