@@ -59,10 +59,15 @@ def test_the_odd_frame_is_blamed_wherever_it_is(out: Path, tmp_path: Path, capsy
 
 @pytest.mark.parametrize("address", ["https://example.org/dog.mp4", "rtsp://camera/1", "s3://bucket/masks"])
 def test_an_address_is_said_as_it_was_given(address: str, folder: Path, out: Path, capsys: Any) -> None:
-    for arguments in (["track", address, "--out", out], ["replay", folder, address, "--out", out]):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(each) for each in arguments])
-        refused(capsys, end.value.code, address, "download it first")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["replay", str(folder), address, "--out", str(out)])
+    refused(capsys, end.value.code, address, "download it first")
+
+
+def test_a_source_of_another_kind_is_said_as_it_was_given(out: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["track", "s3://bucket/dog.mp4", "--model", "micro", *BOX, "--out", str(out)])
+    refused(capsys, end.value.code, "s3://bucket/dog.mp4")
 
 
 def test_masks_that_are_not_there(folder: Path, out: Path, tmp_path: Path, capsys: Any) -> None:
