@@ -210,6 +210,7 @@ def test_a_compiled_predictor_is_refused_and_left_alone() -> None:
     assert set(vars(predictor)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", ["two_objects", "several_prompts", "reverse"])
 def test_modulation_by_one_is_stock(session: str, clip_folder: Any, clip: Any) -> None:
     model = make_predictor()

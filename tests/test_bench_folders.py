@@ -60,6 +60,7 @@ class Failing:
         raise RuntimeError("no score")
 
 
+@pytest.mark.slow
 def test_a_method_that_failed_on_every_video_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "failing", lambda: KeyframeMemory(measure=(Failing(),)))
     arguments = ["methods", *SMALL, "--clips", "1", "--workers", "1", "--method", "failing", *folders(tmp_path)]

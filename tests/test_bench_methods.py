@@ -100,6 +100,7 @@ def test_what_is_kept_says_what_the_runs_say(made):
             assert result.metrics["keep_rate"] == pytest.approx(100 * kept, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_table_is_made_of_what_is_kept(made):
     root, arguments = made
     text = (root / "results/README.md").read_text()

@@ -146,6 +146,7 @@ def test_the_column_stays_where_there_is_nothing_to_fill_it_with(readme, method,
     assert file.read_text() == readme
 
 
+@pytest.mark.slow
 def test_the_column_stays_when_every_video_fails(bench, tmp_path, capsys):
     file = tmp_path / "README.md"
     file.write_text("<!--official jf-->not run<!--/-->")

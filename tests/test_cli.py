@@ -97,6 +97,7 @@ def test_the_same_masks_as_sam2_alone_under_stock(folder: Path, mask: Path, clip
                 assert (np.asarray(image) == alone).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["keyframe", "window", "samurai"])
 def test_masks_of_past_frames_are_not_held_and_not_missed(
     method: str, film: Path, mask: Path, out: Path, monkeypatch: pytest.MonkeyPatch

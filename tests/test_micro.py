@@ -137,6 +137,7 @@ def _losses(trainer: train.Trainer, count: int) -> list[float]:
     return [trainer.train_step(train.make_batch(trainer.config, step))["loss"] for step in steps]
 
 
+@pytest.mark.slow
 def test_twenty_steps_learn_and_the_weights_round_trip(tmp_path: Path) -> None:
     trainer = train.Trainer(TINY, tmp_path)
     losses = _losses(trainer, 20)

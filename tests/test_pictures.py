@@ -272,6 +272,7 @@ def many(count: int, hidden: range = range(0)) -> dict[int, MemoryStats]:
     return replay(None, given, "keyframe").stats
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", [1, 2, 12, 13, 118])
 def test_timelines_of_many_objects_name_twelve_and_count_the_rest(count: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,7 @@ class Killed(BaseException):
     """Stands where a process ends without a word: the trial stays under way."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
 def test_a_study_that_is_cut_off_tries_what_a_whole_one_does(tmp_path, sampler):
     whole = open_study(tmp_path / "whole", sampler)
@@ -248,6 +249,7 @@ def replayed(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_replay_finds_a_front_beside_the_baselines(replayed):
     trials = rows(replayed)
     assert [int(row["trial"]) for row in trials] == list(range(12))

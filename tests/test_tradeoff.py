@@ -65,6 +65,7 @@ def test_measured_occupancy_falls_with_what_is_counted(made):
     assert pooled.occupancy("mib") < whole.occupancy("mib")
 
 
+@pytest.mark.slow
 def test_the_table_has_every_setting(made):
     folder, group, _ = made
     written = (folder / "README.md").read_text()
