@@ -43,7 +43,7 @@ COMMANDS = {
 }
 OTHERS = """\
 scripts with commands of their own (python -m benchmarks.NAME --help):
-  search_samplers       NSGA-II beside random search at equal budget: the hypervolume of their fronts
+  search.samplers       NSGA-II beside random search at equal budget: the hypervolume of their fronts
   tradeoff              what smaller memories and fewer tokens cost
   gpu                   tests and tables of times on a GPU; many objects of the micro model on a CPU
   notebooks             run the notebooks and keep their outputs

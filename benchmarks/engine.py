@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import os
 import platform
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from benchmarks.tracking import Tracked, frame_rows, object_rows, track
 from benchmarks.video_page import write_video_page
 from sam2_keyframe import KeyframeMemory
 from sam2_keyframe.app.workers import Engine as Workers
-from sam2_keyframe.app.workers import Failure, connect, engine_of
+from sam2_keyframe.app.workers import Failure, connect, end_with_parent, engine_of
 
 Engine = Callable[[Plan, Sequence[str]], None]
 
@@ -109,9 +108,22 @@ def serial(plan: Plan, names: Sequence[str]) -> None:
 
 def processes(plan: Plan, names: Sequence[str], workers: int) -> None:
     """Work through videos in several processes; one that dies takes its video along, no more."""
+    in_processes(workers, _work_process, plan, names, multiprocessing.get_context("spawn").Value("i", 0))
+
+
+def _work_process(plan: Plan, names: Sequence[str], counter: Any) -> None:
+    def take() -> str | None:
+        with counter.get_lock():
+            counter.value += 1
+            return names[counter.value - 1] if counter.value <= len(names) else None
+
+    work(plan, take)
+
+
+def in_processes(count: int, task: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a module in so many processes at once; one that dies ends no other."""
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("i", 0)
-    started = [context.Process(target=_work_process, args=(plan, names, counter)) for _ in range(workers)]
+    started = [context.Process(target=_process, args=(task, *arguments)) for _ in range(count)]
     for process in started:
         process.start()
     try:
@@ -123,26 +135,12 @@ def processes(plan: Plan, names: Sequence[str], workers: int) -> None:
             process.join()
 
 
-def _work_process(plan: Plan, names: Sequence[str], counter: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def take() -> str | None:
-        with counter.get_lock():
-            counter.value += 1
-            return names[counter.value - 1] if counter.value <= len(names) else None
-
+def _process(task: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()  # the parent holds the locks
     try:
-        work(plan, take)
+        task(*arguments)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: that one held the locks."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 # -- Ray: a task is a video under one method; what comes back is written here, by the driver alone ---------------------

@@ -18,14 +18,14 @@ pytest.importorskip("optuna")
 
 import optuna
 
-from benchmarks import search_samplers
 from benchmarks.__main__ import main
 from benchmarks.compare import load_groups
 from benchmarks.plan import BASELINES, label
 from benchmarks.results import read_csv
-from benchmarks.search_measures import Replayed, check_objectives, mean_of
-from benchmarks.search_space import SPACES, build, load_space
-from benchmarks.search_study import Study, make_sampler
+from benchmarks.search import samplers
+from benchmarks.search.measures import Replayed, check_objectives, mean_of
+from benchmarks.search.space import SPACES, build, load_space
+from benchmarks.search.study import Study, make_sampler
 from sam2_keyframe import KeyframeMemory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,7 +290,7 @@ def test_a_trial_stops_where_another_is_as_good_on_every_video(replayed):
 @pytest.mark.slow
 def test_samplers_are_compared_by_what_they_dominate(replayed):
     arguments = ["shelves", *TINY, "--replay", "--trials", "4", "--seeds", "0", "1", "--out", str(replayed)]
-    assert search_samplers.main([*arguments, "--storage", str(replayed / "samplers.journal")]) == 0
+    assert samplers.main([*arguments, "--storage", str(replayed / "samplers.journal")]) == 0
     found = json.loads((replayed / "samplers" / "samplers.json").read_text())
     runs = {(run["sampler"], run["seed"]): run for run in found["runs"]}
     assert set(runs) == {(sampler, seed) for sampler in ("nsga2", "random") for seed in (0, 1)}
@@ -300,7 +300,7 @@ def test_samplers_are_compared_by_what_they_dominate(replayed):
 
 def test_a_hypervolume_is_the_share_of_the_box_that_is_dominated():
     best, worst, middle = (np.array(each, float) for each in ([0, 0], [10, 2], [5, 1]))
-    found = search_samplers.hypervolumes({("a", 0): [worst, middle, None, best], ("b", 0): [middle]}, [1, 2, 4])
+    found = samplers.hypervolumes({("a", 0): [worst, middle, None, best], ("b", 0): [middle]}, [1, 2, 4])
     box = 1.1**2
     assert found["a", 0] == pytest.approx([0.1**2 / box, 0.6**2 / box, 1])
     assert found["b", 0] == pytest.approx([0.6**2 / box] * 3)

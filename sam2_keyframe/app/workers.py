@@ -181,7 +181,7 @@ def _in_processes(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine
 
 
 def _serve(make: Callable[[], Worker], pipe: Connection) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         try:
             worker = make()
@@ -195,7 +195,7 @@ def _serve(make: Callable[[], Worker], pipe: Connection) -> None:
         return
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when the one that started it is gone."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -22,7 +22,7 @@ from benchmarks.datasets import Video
 from benchmarks.models import shared_features
 from benchmarks.plan import Plan, Spec, label
 from benchmarks.results import Run, make_run, read_csv
-from benchmarks.search_space import Space, build
+from benchmarks.search.space import Space, build
 from benchmarks.timing import beside_stock
 from benchmarks.tracking import MIB, frame_rows, object_rows, precision, track
 from sam2_keyframe import KeyframeMemory, wrap

@@ -1,6 +1,6 @@
 """Samplers beside each other at equal budget: the hypervolume of what each has found, over seeds.
 
-    python -m benchmarks.search_samplers shelves --replay --trials 200 --out search-samplers
+    python -m benchmarks.search.samplers shelves --replay --trials 200 --out search-samplers
 
 Every search is a study of its own in one storage: the same command goes on where it was stopped.
 """
@@ -23,8 +23,8 @@ from benchmarks import tables
 from benchmarks.campaign import changed
 from benchmarks.pictures import COLOURS
 from benchmarks.results import write_text
-from benchmarks.search import Search, add_search_arguments, command, open_search
-from benchmarks.search_measures import OBJECTIVES
+from benchmarks.search.measures import OBJECTIVES
+from benchmarks.search.search import Search, add_search_arguments, command, open_search
 
 Losses = Mapping[tuple[str, int], Sequence[NDArray[np.float64] | None]]
 """What each trial lost, objective by objective, by sampler and seed; None of one that was not measured to its end."""
@@ -88,7 +88,7 @@ def _text(search: Search, found: Losses, budgets: Sequence[int], shares: Mapping
     head = ["search", *(f"after {budgets[place]}" for place in shown), "measured to the end"]
     way = "replayed" if search.options.replay else "tracked"
     titles = ", ".join(OBJECTIVES[name].title for name in search.objectives)
-    made = command(changed(search.options, sampler_seed=0, sampler="nsga2")).replace(" search ", ".search_samplers ", 1)
+    made = command(changed(search.options, sampler_seed=0, sampler="nsga2")).replace(" search ", ".search.samplers ", 1)
     lines = [
         f"# Samplers: {search.space.name}",
         "",
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stderr.write(f"{sampler}, seed {seed}: {len(found[sampler, seed])} trials\n")
                 write(search, found, options.report or options.out / "samplers")
     except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"benchmarks search_samplers: {error}\n")
+        sys.stderr.write(f"benchmarks search.samplers: {error}\n")
         return 2
     return 0
 

@@ -14,8 +14,8 @@ from benchmarks.compare import Group, Result, difference
 from benchmarks.pictures import BASELINE_LOOKS, COLOURS
 from benchmarks.plan import label
 from benchmarks.results import write_csv, write_text
-from benchmarks.search import DEFAULT, LIVE, Search, command, spec_of
-from benchmarks.search_measures import OBJECTIVES
+from benchmarks.search.measures import OBJECTIVES
+from benchmarks.search.search import DEFAULT, LIVE, Search, command, spec_of
 
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed"}
 LiveRows = Mapping[str, tuple[Sequence[float], Sequence[float]]]

@@ -24,7 +24,7 @@ from sam2_keyframe import METHODS, KeyframeMemory, make_method
 from sam2_keyframe._checks import did_you_mean
 from sam2_keyframe.app.options import parse_set, parse_value
 
-SPACES = Path(__file__).with_name("search_spaces.yaml")
+SPACES = Path(__file__).with_name("spaces.yaml")
 """Examples."""
 BUILT = ("method", "memory")
 """Keys of a space that say what is built."""
@@ -168,7 +168,7 @@ def load_space(name: str, file: Path = SPACES) -> Space:
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
-        raise ValueError(f"{file}: write a mapping of spaces by name, as benchmarks/search_spaces.yaml does")
+        raise ValueError(f"{file}: write a mapping of spaces by name, as benchmarks/search/spaces.yaml does")
     if name not in found:
         raise ValueError(f"{file} has no space {name!r}; it has {', '.join(found)}{did_you_mean(name, found)}")
     space = _space(name, {str(key): value for key, value in found[name].items()})

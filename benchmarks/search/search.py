@@ -1,20 +1,12 @@
-"""Thresholds, capacities, codecs found by search: the front of accuracy against occupancy, on development clips.
-
-    python -m benchmarks search keyframe --trials 60
-    python -m benchmarks search shelves --replay --trials 200 --live 8 --confirm
-
-The same command goes on where it was stopped; started several times, or with --workers, its processes share one study.
-"""
+"""Thresholds, capacities, codecs found by search: the front of accuracy against occupancy, on development clips."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import multiprocessing
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +18,12 @@ from numpy.typing import NDArray
 
 from benchmarks.campaign import changed
 from benchmarks.compare import Group, load_groups
-from benchmarks.engine import _end_with_parent, carry_out
+from benchmarks.engine import carry_out
 from benchmarks.models import memory_slots
 from benchmarks.plan import BASELINES, Plan, Spec, add_arguments, label, make_plan
 from benchmarks.results import PACKAGES, check_kept, keep_results, protocol
-from benchmarks.search_measures import AROUND, OBJECTIVES, Bench, Live, Replayed, check_objectives, mean_of
-from benchmarks.search_space import SPACES, Space, build, load_space
+from benchmarks.search.measures import AROUND, OBJECTIVES, Bench, Live, Replayed, check_objectives, mean_of
+from benchmarks.search.space import SPACES, Space, build, load_space
 
 WAYS = ("absence_leaving", "absence_partial", "absence_filled")
 """Clips of a search unless others are asked for: on those without absences memories hardly differ."""
@@ -39,6 +31,8 @@ WHERE = ("out", "report", "storage", "study", "spaces", "workers", "checkpoints"
 """Options that say where, not what."""
 DEFAULT: Spec = ("keyframe", [])
 """Beside the winners on test clips."""
+LIVE = ("jf", "recovery", "false_masks", "mib", "tokens")
+"""What the best of a replay are confirmed by."""
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,12 +153,12 @@ class Search:
             return self._try(trial)
         except Exception as error:
             if "videos" not in trial.user_attrs:
-                _say(f"trial {trial.user_attrs['place']}: failed: {error}")
+                say(f"trial {trial.user_attrs['place']}: failed: {error}")
             raise
 
     def _tell(self, trial: Any, what: str, spec: Spec, started: float) -> None:
         seconds = time.perf_counter() - started
-        _say(f"trial {trial.user_attrs['place']}: {what}  {label(spec)}  {seconds:.1f} s")
+        say(f"trial {trial.user_attrs['place']}: {what}  {label(spec)}  {seconds:.1f} s")
 
     def beaten(self, by_video: Mapping[str, Sequence[float]]) -> bool:
         """Return whether a finished trial is as good in every objective on each of these videos, and better in one."""
@@ -184,25 +178,6 @@ class Search:
         return [front[place] for place in places]
 
 
-def main_search(options: argparse.Namespace) -> int:
-    """Search, confirm, report; returns the exit code."""
-    from benchmarks.search_report import write_report
-
-    search = open_search(options)
-    if options.workers > 1:
-        _together(options)
-    search.run()
-    if not search.study.complete:
-        failed = [trial.user_attrs["error"] for trial in search.study.trials if "error" in trial.user_attrs]
-        raise ValueError(f"no trial could be measured on every video; the last one: {failed[-1] if failed else 'none'}")
-    live = confirm_live(search) if options.live else {}
-    group = confirm(search, live) if options.confirm else None
-    folder = options.report or options.out / "report"
-    write_report(search, live, group, folder)
-    _say(f"{folder}/README.md, {folder}/front.png")
-    return 0
-
-
 def open_search(options: argparse.Namespace) -> Search:
     """Return a search, its study opened; nothing has been measured.
 
@@ -210,7 +185,7 @@ def open_search(options: argparse.Namespace) -> Search:
         ValueError: Bad input, in a sentence.
         ImportError: Optuna is not installed.
     """
-    from benchmarks.search_study import Study, check_sampler, make_sampler
+    from benchmarks.search.study import Study, check_sampler, make_sampler
 
     check_sampler(options.sampler)
     for name, least in (
@@ -295,13 +270,9 @@ def confirm_live(search: Search) -> dict[str, tuple[list[float], list[float]]]:
     found = {}
     for name, spec in specs.items():
         values = measure(live, spec, LIVE)
-        _say(f"live: {', '.join(f'{each} {value:.4g}' for each, value in zip(LIVE, values, strict=True))}  {name}")
+        say(f"live: {', '.join(f'{each} {value:.4g}' for each, value in zip(LIVE, values, strict=True))}  {name}")
         found[name] = (measure(search.bench, spec, search.objectives), values)
     return found
-
-
-LIVE = ("jf", "recovery", "false_masks", "mib", "tokens")
-"""What the best of a replay are confirmed by."""
 
 
 def confirm(search: Search, live: Mapping[str, tuple[list[float], list[float]]]) -> Group:
@@ -344,30 +315,6 @@ def spec_of(trial: Any) -> Spec:
     return name, list(replacements)
 
 
-def _together(options: argparse.Namespace) -> None:
-    """Search in several processes; what one that dies leaves undone is left to the caller."""
-    context = multiprocessing.get_context("spawn")
-    alone = changed(options, workers=1)
-    started = [context.Process(target=_hunt, args=(alone,)) for _ in range(options.workers)]
-    for process in started:
-        process.start()
-    try:
-        for process in started:
-            process.join()
-    finally:
-        for process in started:
-            process.terminate()
-            process.join()
-
-
-def _hunt(options: argparse.Namespace) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        open_search(options).run()
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 def _pruned(why: str) -> Exception:
     import optuna
 
@@ -378,5 +325,6 @@ def _plain(by_video: Mapping[str, Sequence[float]]) -> dict[str, list[float | No
     return {name: [None if math.isnan(value) else value for value in values] for name, values in by_video.items()}
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell how a search goes on."""
     sys.stderr.write(f"{line}\n")
