@@ -21,17 +21,16 @@ from sam2_keyframe._checks import brief, did_you_mean
 from sam2_keyframe.app import models, output, track
 from sam2_keyframe.app.masks import file_names, frame_names
 from sam2_keyframe.app.options import parse_prompts
+from sam2_keyframe.app.uploads import ENDINGS
 from sam2_keyframe.app.workers import Engine, Failure
 from sam2_keyframe.memory import KeyframeMemory
-from sam2_keyframe.video.decode import folder_images
+from sam2_keyframe.video.decode import folder_images, has_images
 from sam2_keyframe.video.source import FrameSource
 
 DONE, TABLE, ABOUT = "run.json", "videos.csv", "batch.json"
 
 TOLD_EVERY = 10.0
 """Seconds between two states of the table."""
-
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
 
 COLUMNS = {"video", "frame", "object", "mask", "x0", "y0", "x1", "y1", "x", "y", "label"}
 
@@ -79,7 +78,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
         path
         for path in sorted(folder.iterdir())
         if not path.name.startswith(".")
-        and (path.suffix.lower() in VIDEOS if path.is_file() else path.is_dir() and _has_pictures(path))
+        and (path.suffix.lower() in ENDINGS if path.is_file() else path.is_dir() and has_images(path))
     ]
     names = Counter(path.stem if path.is_file() else path.name for path in found)
     if not found:
@@ -87,13 +86,6 @@ def find_videos(folder: Path) -> dict[str, Path]:
     if double := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"{folder} holds two videos called {double[0]!r}: rename one of them")
     return {path.stem if path.is_file() else path.name: path for path in found}
-
-
-def _has_pictures(folder: Path) -> bool:
-    try:
-        return bool(folder_images(folder))
-    except (ValueError, OSError):
-        return False
 
 
 def read_prompts(path: Path, videos: Mapping[str, Path]) -> dict[str, Prompted]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_keyframe.app.draw import need
-from sam2_keyframe.video.decode import folder_images
+from sam2_keyframe.video.decode import folder_images, has_images
 from sam2_keyframe.video.source import FrameSource
 
 VIDEOS: tuple[tuple[int, bytes], ...] = (
@@ -42,22 +42,9 @@ NO_VIDEO: tuple[tuple[bytes, str], ...] = (
 """What is told of files that begin so."""
 
 ENDINGS = (
-    ".mp4",
-    ".mov",
-    ".m4v",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".ts",
-    ".mts",
-    ".mpg",
-    ".mpeg",
-    ".flv",
-    ".ogv",
-    ".gif",
-    ".wmv",
+    *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".mts", ".mpg", ".mpeg", ".flv", ".ogv", ".gif", ".wmv"),
 )
-"""Of files that are offered as videos."""
+"""Of files that count as videos where a folder is looked through."""
 
 LISTED = 200
 """Videos and folders that are offered, at most."""
@@ -197,7 +184,7 @@ def offered(root: Path) -> list[str]:
             entries = sorted(folder.iterdir())
         except OSError:
             continue
-        if folder != root and any(each.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") for each in entries):
+        if folder != root and has_images(folder):
             found.append(str(folder.relative_to(root)))
         found += [str(each.relative_to(root)) for each in entries if each.suffix.lower() in ENDINGS]
         if len(found) >= LISTED:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from sam2_keyframe._checks import brief
 
@@ -122,12 +122,36 @@ def _here(tasks: Iterable[T], make: Callable[[], Worker]) -> Iterator[tuple[T, A
         yield task, _called(worker, task)
 
 
+class _Tasks(Generic[T]):
+    """What is to be done, and how often each was begun.
+
+    Args:
+        tasks: What is to be done; taken one at a time.
+        retries: How often what a worker was at when it died is tried again.
+    """
+
+    def __init__(self, tasks: Iterator[T], retries: int) -> None:
+        self._tasks, self._retries = tasks, retries
+        self._again: deque[tuple[T, int]] = deque()
+
+    def take(self) -> tuple[T, int] | None:
+        """Return a task and the number of this try; None where there is no more."""
+        return self._again.popleft() if self._again else next(((each, 1) for each in self._tasks), None)
+
+    def died(self, task: T, times: int) -> Iterator[tuple[T, Failure]]:
+        """Put back what a worker died of; yield it as failed where that was so often enough."""
+        if times <= self._retries:
+            self._again.append((task, times + 1))
+        else:
+            yield task, Failure(DIED.format(times=f"{times} times" if times > 1 else ""))
+
+
 # -- processes of this machine ---------------------------------------------------------------------------------------
 
 
 def _in_processes(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine) -> Iterator[tuple[T, Any]]:
     context = multiprocessing.get_context("spawn")
-    again: deque[tuple[T, int]] = deque()
+    queue = _Tasks(tasks, engine.retries)
     given: dict[Connection, tuple[Any, tuple[T, int] | None]] = {}
 
     def start() -> None:
@@ -139,7 +163,7 @@ def _in_processes(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine
 
     def give(pipe: Connection) -> None:
         process, _ = given[pipe]
-        task = again.popleft() if again else next(((each, 1) for each in tasks), None)
+        task = queue.take()
         given[pipe] = process, task
         if task is not None:
             with suppress(OSError):  # it may have died already; its end of the pipe tells
@@ -158,10 +182,7 @@ def _in_processes(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine
                     del given[pipe]
                     if task is None:
                         raise ValueError(f"a worker cannot be started: {DIED.format(times='at once')}") from None
-                    if task[1] <= engine.retries:
-                        again.append((task[0], task[1] + 1))
-                    else:
-                        yield task[0], Failure(DIED.format(times=f"{task[1]} times" if task[1] > 1 else ""))
+                    yield from queue.died(*task)
                     start()
                     continue
                 if kind == "broken":
@@ -253,7 +274,7 @@ def _on_ray(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine) -> I
 
     # Placed on all nodes alike; a worker that dies is made anew here, so that what it was at is counted.
     served = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, scheduling_strategy="SPREAD")(Served)
-    again: deque[tuple[T, int]] = deque()
+    queue = _Tasks(tasks, engine.retries)
     under_way: dict[Any, tuple[Any, tuple[T, int] | None]] = {}
 
     def start() -> None:
@@ -261,7 +282,7 @@ def _on_ray(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine) -> I
         under_way[actor.ready.remote()] = actor, None
 
     def give(actor: Any) -> None:
-        task = again.popleft() if again else next(((each, 1) for each in tasks), None)
+        task = queue.take()
         if task is None:
             ray.kill(actor)
         else:
@@ -278,10 +299,7 @@ def _on_ray(tasks: Iterator[T], make: Callable[[], Worker], engine: Engine) -> I
             except ray.exceptions.RayError as error:
                 if task is None:
                     raise ValueError(f"a worker cannot be started on Ray: {explained(error)}") from None
-                if task[1] <= engine.retries:
-                    again.append((task[0], task[1] + 1))
-                else:
-                    yield task[0], Failure(DIED.format(times=f"{task[1]} times" if task[1] > 1 else ""))
+                yield from queue.died(*task)
                 start()
                 continue
             if task is None and answer[0]:

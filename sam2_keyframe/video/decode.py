@@ -203,6 +203,14 @@ def folder_images(folder: Path) -> list[Path]:
     return _in_order(images)
 
 
+def has_images(folder: Path) -> bool:
+    """Return whether a folder is read as a video."""
+    try:
+        return bool(folder_images(folder))
+    except (ValueError, OSError):
+        return False
+
+
 class Indexed:
     """Reader of anything with a length and `[t]`: image paths, arrays, tensors, lists of frames."""
 
