@@ -62,8 +62,8 @@ class Page:
     def __init__(self, folder: Path, frames: int, objects: int, fps: float) -> None:
         self._cv2 = need("cv2")
         self.path, self._film = folder / PAGE, folder / FILM
-        self._every = max(1, math.ceil(frames / max(1, min(MOST, CELLS // max(objects, 1)))))
-        self._room = min(MOST, CELLS // max(objects, 1))
+        self._room = max(1, min(MOST, CELLS // max(objects, 1)))
+        self._every = max(1, math.ceil(frames / self._room))
         self.fps = fps
         self._video = Video(self._film, fps, still=True)
         self._frames: list[int] = []
@@ -159,9 +159,11 @@ class Page:
             for rule in parts_of(method.keyframes.when)
             if isinstance(rule, Threshold)
         ]
-        told = {"method": repr(method), **(about or {})}
-        if self._every > 1 or self._seen > len(self._frames) * self._every:
-            told["frames"] = f"{len(self._frames)} of {self._seen}: every {self._every}. from the first one shown"
+        more = {"method": repr(method), **(about or {})}
+        if self._every > 1:
+            more["frames"] = f"{len(self._frames)} of {self._seen}: every {self._every}. from the first one shown"
+        elif self._seen > len(self._frames):
+            more["frames"] = f"the first {len(self._frames)} of {self._seen}"
         run: dict[str, Any] = {
             "title": title,
             "name": name,
@@ -175,7 +177,7 @@ class Page:
             "significance": significance,
             "bounds": [bound for bound in bounds if bound["score"] == significance] or bounds,
             "suggestions": [dataclasses.asdict(each) for each in suggestions],
-            "about": list(told.items()),
+            "about": list(more.items()),
             "objects": self._objects(),
         }
         write_page(self.path, [run], {str(run["video"]): film})

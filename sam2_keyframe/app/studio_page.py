@@ -19,7 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sam2_keyframe.app import studio_view as view
 from sam2_keyframe.app.exports import FILES
-from sam2_keyframe.app.studio import MOST_OBJECTS, Models, Studio, documented
+from sam2_keyframe.app.studio import MINE, MOST_OBJECTS, Models, Studio, documented
 from sam2_keyframe.app.uploads import Limits, offered
 from sam2_keyframe.methods import METHODS
 
@@ -277,7 +277,7 @@ def build(models: Models, root: Path, limits: Limits, most: int = 8) -> tuple[gr
                         text = f"frame {where} of {studio.frames - 1}, {at.rate:.1f} a second"
                         picture = view.picture(studio, where, obj_id)
                         yield (view.progress(text, at.done, at.total), gr.update(value=where), picture, *nothing[3:])
-                whole = studio.runs["mine"].until >= studio.frames
+                whole = studio.runs[MINE].until >= studio.frames
                 text = (
                     "Tracked to the end. Move the slider; click on a frame to correct it."
                     if whole
@@ -439,7 +439,8 @@ def serve(
     with _listening(host, port) as listener:
         page, people = build(Models(models, device), root, limits)
         server = uvicorn.Server(uvicorn.Config(application(page, limits, host), log_level="error"))
-        say(f"open http://{host}:{listener.getsockname()[1]} in a browser; Ctrl-C ends it")
+        name = f"[{host}]" if ":" in host else host
+        say(f"open http://{name}:{listener.getsockname()[1]} in a browser; Ctrl-C ends it")
         try:
             server.run(sockets=[listener])
         finally:

@@ -42,13 +42,11 @@ KINDS = {
 def picture(studio: Studio, t: int, obj_id: int) -> str:
     """Return frame `t` with its masks, prompts and corrections; stock's beside it where both were tracked."""
     frame = studio.frame(t)
-    height, width = frame.shape[:2]
     said = {**studio.prompts, **studio.corrections}
-    marks = "".join(_marks(prompt, width) for (s, _), prompt in sorted(said.items()) if s == t)
-    panels = [_panel(frame, studio.labels(t), f"{width} {height}", marks, "sk-clickable", _title(studio, t, MINE))]
+    marks = "".join(_marks(prompt, frame.shape[1]) for (s, _), prompt in sorted(said.items()) if s == t)
+    panels = [_panel(frame, studio.labels(t), marks, "sk-clickable", _title(studio, t, MINE))]
     if STOCK in studio.runs:
-        labels = studio.labels(t, STOCK)
-        panels.append(_panel(frame, labels, f"{width} {height}", "", "", _title(studio, t, STOCK)))
+        panels.append(_panel(frame, studio.labels(t, STOCK), "", "", _title(studio, t, STOCK)))
     stamp = f"<div class='sk-stamp'>{html.escape(studio.note)}</div>" if studio.note else ""
     return f"<div class='sk-panels' data-object='{obj_id}'>{''.join(panels)}</div>{stamp}"
 
@@ -65,7 +63,7 @@ def _title(studio: Studio, t: int, which: str) -> str:
     return f"{name}: frame {t}, holds {held} memories, {nbytes / MIB:.2f} MiB"
 
 
-def _panel(frame: Pixels, labels: NDArray[np.int32] | None, size: str, marks: str, kind: str, title: str) -> str:
+def _panel(frame: Pixels, labels: NDArray[np.int32] | None, marks: str, kind: str, title: str) -> str:
     module = need("PIL.Image")
     scale = min(1.0, SHOWN / max(frame.shape[:2]))
     shape = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
@@ -76,7 +74,7 @@ def _panel(frame: Pixels, labels: NDArray[np.int32] | None, size: str, marks: st
         image = pictures.overlay(small, np.asarray(ids), scale=grown)
     else:
         image = module.fromarray(small)
-    width, height = size.split()
+    height, width = frame.shape[:2]
     label = html.escape(title)
     return (
         f"<figure class='sk-panel {kind}' data-width='{width}' data-height='{height}' "
