@@ -169,6 +169,30 @@ def test_the_best_path_is_a_single_one_that_is_told_its_choices(
     assert not all(torch.equal(a, b) for a, b in zip(online, best, strict=True)), "showing them late changed nothing"
 
 
+def test_masks_that_are_shown_late_count(predictor: Any, clip: Any, clip_folder: Any) -> None:
+    """Bytes are those of masks shown at once, and the masks of other paths that no entry holds."""
+    _rate_by_chance(predictor)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for lag in (0, 10):
+
+        def note(state: Any, lag: int = lag) -> None:
+            bank = state["output_dict_per_obj"][0][KEY]
+            stored = [entry["pred_masks"] for path in bank.paths for entry in path.bank.store.entries.values()]
+            late = {id(m): m.nbytes for path in bank.paths[1:] for m in path.masks.values()}
+            known = {id(m) for m in (*stored, *(m for path in bank.paths[:1] for m in path.masks.values()))}
+            row = bank.stats.last
+            if row is not None:
+                extra = sum(nbytes for key, nbytes in late.items() if key not in known)
+                found.setdefault(lag, []).append((row.memory.nbytes + row.host_nbytes, extra))
+
+        with sk.wrap(predictor, "sam2long_tree", theta=0.8, sure=DOUBTFUL, lag=lag):
+            _track(predictor, clip_folder, clip, False, note)
+    (at_once, none), (late, extra) = found[0][-1], found[10][-1]
+    assert none == 0
+    assert extra > 0
+    assert late - at_once == extra
+
+
 def test_a_prompt_in_the_middle_leaves_one_path(predictor: Any, clip: Any, clip_folder: Any) -> None:
     with sk.wrap(predictor, "sam2long_tree", sure=DOUBTFUL):
         state = predictor.init_state(str(clip_folder))

@@ -92,9 +92,7 @@ class MemoryBank:
         self.evicted: list[int] = []
         self.absent: set[int] = set()  # frames before the first prompt, which were not tracked
         self.keyframes: tuple[int, ...] = ()  # in the buffer as the frame being tracked is read for
-        self.paths: list[
-            Path
-        ] = []  # those of a tree, the best first, which is this one; empty until a frame is tracked
+        self.paths: list[Path] = []  # of a tree, the best first, which is this one; empty until a frame is tracked
         self.as_prompted: Tensor | None = None  # the frame observed last, encoded as a prompted one, until decided
 
     def __getstate__(self) -> dict[str, Any]:
@@ -450,6 +448,8 @@ class MemoryBank:
             frames += sum(key == "maskmem_features" and tensor.numel() > 0 for key, tensor in own.values())
             kept += [tensor for _, tensor in own.values()]
             known |= own.keys()
+        known |= {id(masks) for path in self.paths[:1] for masks in path.masks.values()}  # those that the host stores
+        kept += [m for path in self.paths[1:] for m in path.masks.values() if id(m) not in known]
         for tensor in {id(t): t for t in kept}.values():
             if tensor.device == device:
                 nbytes += tensor.nbytes

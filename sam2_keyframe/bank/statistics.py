@@ -23,7 +23,8 @@ class Occupancy:
 
     Attributes:
         frames: Frames whose spatial memory is held, conditioning frames included.
-        nbytes: Bytes on the predictor's device: memories, mask logits, pointers, and all that the plugin keeps.
+        nbytes: Bytes on the predictor's device: memories, mask logits, pointers, and all that the plugin keeps of the
+            object. Image features that `verify` holds for all objects together are not in it.
         tokens: Keys that memory attention reads on this frame (spatial and pointer tokens).
     """
 
