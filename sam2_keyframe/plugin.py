@@ -214,8 +214,8 @@ def _host_tracking(inference_state: Any, predictor: Any) -> Host:
         predictor = asked.tracked_by(inference_state) if hasattr(asked, "tracked_by") else None
     elif isinstance(predictor, Handle):
         predictor = predictor.predictor
-    handle = vars(predictor).get(ATTRIBUTE) if predictor is not None else None
-    if not isinstance(handle, Handle):
+    handle = handle_of(predictor)
+    if handle is None:
         raise ValueError(
             "no wrapped predictor is known to track this state: wrap() one before the state is made or tracked, keep "
             "it wrapped, or give it as load_memory(state, path, predictor)"
