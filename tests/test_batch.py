@@ -138,6 +138,7 @@ def test_videos_that_fail_are_told_of_and_end_no_other(
         ("p.json", "[1", "no JSON"),
         ("p.json", "[]", "write {"),
         ("p.json", '{"v0": [{"bbox": [1, 2, 3, 4]}]}', r"v0 \[0\]: \['bbox'\]; write frame, object"),
+        ("p.json", '{"v0": [{"points": [[5]]}]}', r"v0 \[0\]: write points as"),
         ("p.txt", "", "give a .csv, a .json or a folder of masks"),
     ],
 )

@@ -174,6 +174,8 @@ def test_a_playlist_does_not_read_files_of_this_machine(footage: np.ndarray, tmp
 def test_passwords_are_not_shown() -> None:
     assert without_password("rtsp://a:b@c/d?e=f:g@h") == "rtsp://a@c/d?e=f:g@h"
     assert without_password("http://c:8080/x@y") == "http://c:8080/x@y"
+    assert without_password("http://c:80?x@y") == "http://c:80?x@y"
+    assert without_password("rtsp://me:p@ss:word@c/d") == "rtsp://me@c/d", "FFmpeg takes the last @ for its end"
 
 
 def test_track_follows_a_stream(clip: Any, tmp_path: Path, serve: Any, capsys: pytest.CaptureFixture[str]) -> None:

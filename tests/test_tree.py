@@ -247,3 +247,28 @@ def test_a_recording_has_the_masks_of_the_best_path(clip: Any, clip_folder: Any)
     assert [step.scores["predicted_iou"] for step in steps] == [row.scores["predicted_iou"] for row in rows]
     assert [step.scores["object_score"] for step in steps] == [row.scores["object_score"] for row in rows]
     assert len(shown) == 24
+
+
+def test_objects_that_go_or_come_while_masks_are_late(clip: Any) -> None:
+    """The loop ends where none is left; one whose prompt was not taken in yet is not there on the last frames."""
+    model = make_predictor(64)
+    frames = clip.frames[:6, ::2, ::2]
+
+    def seen(at: int, act: Any) -> list[tuple[int, int, int]]:
+        state = sk.init_state(model, frames)
+        found = []
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0, ::2, ::2] == 1))
+        for t, obj_ids, masks in model.propagate_in_video(state):
+            found.append((t, len(obj_ids), len(masks)))
+            if t == at:
+                act(state)
+        return found
+
+    def add(state: Any) -> None:
+        model.add_new_mask(state, 4, 2, torch.from_numpy(clip.masks[4, ::2, ::2] == 2))
+
+    with sk.wrap(model, "sam2long_tree", lag=2):
+        gone = [(t, 1, 1) for t in range(3)]
+        assert seen(2, lambda state: model.remove_object(state, 1)) == gone
+        assert seen(2, model.reset_state) == gone
+        assert seen(4, add) == [*((t, 1, 1) for t in range(5)), (5, 2, 2)]

@@ -171,7 +171,7 @@ def _listed(path: Path) -> list[Row]:
                     f"--prompts {path}, {place}: {brief(repr(unknown))}; write frame, object, and box, points or mask"
                 )
             points = row.get("points", [])
-            if not isinstance(points, list) or not all(isinstance(point, list) for point in points):
+            if not isinstance(points, list) or not all(isinstance(p, list) and len(p) in (2, 3) for p in points):
                 raise ValueError(f"--prompts {path}, {place}: write points as [[x, y], [x, y, 0]], 0 for background")
             rest = {key: value for key, value in row.items() if key != "points"}
             found += [(place, name, rest)] if rest.keys() & {"box", "mask"} or not points else []

@@ -388,17 +388,17 @@ class Sam2:
             waiting.append(t)
             if len(waiting) > lag:
                 yield self._shown(call["inference_state"], waiting.popleft())
-        while waiting:
+        while waiting and call["inference_state"]["obj_ids"]:
             yield self._shown(call["inference_state"], waiting.popleft())
 
     def _shown(self, state: MutableMapping[str, Any], frame_idx: int) -> tuple[int, list[Any], Tensor]:
         """Return a past frame, the objects' ids and their masks at the video's size, as SAM 2 yields them."""
-        found = []
+        found, side = [], self.facts().mask_side
+        absent = torch.full((1, 1, side, side), NO_OBJECT, device=state["device"])
         for output_dict in state["output_dict_per_obj"].values():
-            entries = {**output_dict["cond_frame_outputs"], **output_dict["non_cond_frame_outputs"]}
-            masks = next(iter(entries.values()))["pred_masks"]
-            masks = entries[frame_idx]["pred_masks"] if frame_idx in entries else torch.full_like(masks, NO_OBJECT)
-            found.append(masks.to(state["device"]))
+            entry = output_dict["cond_frame_outputs"].get(frame_idx)
+            entry = output_dict["non_cond_frame_outputs"].get(frame_idx) if entry is None else entry
+            found.append(absent if entry is None else entry["pred_masks"].to(state["device"]))
         _, masks = self.predictor._get_orig_video_res_output(state, torch.cat(found))
         return frame_idx, state["obj_ids"], masks
 

@@ -41,7 +41,7 @@ def without_password(address: str) -> str:
     >>> without_password("rtsp://me:secret@10.0.0.7/door")
     'rtsp://me@10.0.0.7/door'
     """
-    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1@", address)
+    return re.sub(r"(?<=//)([^/?#@:]*):[^/?#]*@", r"\1@", address)
 
 
 class Live:
