@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -207,6 +208,20 @@ def test_nothing_is_doubtful_and_nothing_changes(model: Any, video: Any) -> None
     plain = _track(model, video, "dam4sam", False)[0]
     masks = _track(model, video, "dam4sam", False, verify=sk.Backward())[0]
     assert all(torch.equal(masks[t], plain[t]) for t in plain)
+
+
+def test_no_features_are_held_after_unwrap(model: Any, video: Any) -> None:
+    """Neither in the state nor in a copy of it that was gone on with."""
+    folder, clip = video
+    with sk.wrap(model, "sentry"):
+        state = model.init_state(str(folder))
+        model.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
+        list(model.propagate_in_video(state, max_frame_num_to_track=2))
+        copied = pickle.loads(pickle.dumps(state))
+        list(model.propagate_in_video(copied, start_frame_idx=3, max_frame_num_to_track=1))
+        assert [list(each[FEATURES]) for each in (state, copied)] == [[1, 2], [1, 2, 3, 4]]
+    assert not state[FEATURES]
+    assert not copied[FEATURES]
 
 
 def test_numbers_are_checked() -> None:

@@ -160,6 +160,8 @@ class Sam2:
         """Restore what was there before, and hand SAM 2 back what it can read by itself."""
         self._wrapping.undo()
         self.banks.release(self.model.device)
+        if self._verifier is not None:
+            self._verifier.release()
 
     def _supply_clearing(self) -> None:
         """Supply the method that `clear_non_cond_mem_around_input` calls and SAM 2 does not have (its issue 571)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
@@ -21,6 +22,10 @@ FEATURES = "_keyframe_features"
 ASIDE: ContextVar[bool] = ContextVar("SAM 2 runs as it is, in a state of the check's own", default=False)
 
 
+class Features(dict[int, Any]):
+    """What is held of the last frames of one inference state, by frame."""
+
+
 class Verifier:
     """Checks the masks of all objects of one predictor, tracked one by one.
 
@@ -32,6 +37,12 @@ class Verifier:
     def __init__(self, predictor: Any, rule: Backward) -> None:
         self.predictor = predictor
         self.rule = rule
+        self._held: weakref.WeakValueDictionary[int, Features] = weakref.WeakValueDictionary()  # by `id`
+
+    def release(self) -> None:
+        """Let go of the features held in all states."""
+        for held in list(self._held.values()):
+            held.clear()
 
     def check(
         self,
@@ -174,7 +185,8 @@ class Verifier:
 
     def _hold(self, state: MutableMapping[str, Any], frame_idx: int, reverse: bool) -> None:
         """Keep the features of a frame, and of the last ones before it."""
-        held: dict[int, Any] = state.setdefault(FEATURES, {})
+        held: Features = state.setdefault(FEATURES, Features())
+        self._held[id(held)] = held
         image, backbone = state["cached_features"][frame_idx]
         # Of the position encodings, which are the same on every frame, attention reads the last alone.
         encodings = next((kept["vision_pos_enc"] for _, kept in held.values()), None)
