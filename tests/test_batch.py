@@ -160,6 +160,9 @@ def test_bad_choices(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     refused("leave --mask, --box and --point out", "--box", "1,1,9,9")
     refused("give at least one worker", "--workers", "0")
     refused("--address and --gpus are for --engine ray", "--gpus", "0.5")
+    refused("looks for the frames of one video: give them", "--method", "genetic")
+    refused("--follow and --suggest-prompts are for one video", "--suggest-prompts")
+    refused("--follow and --suggest-prompts are for one video", "--follow")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert (

@@ -190,6 +190,10 @@ def _track(options: argparse.Namespace) -> int:
     if options.frames is not None and options.frames < 1:
         raise ValueError(f"--frames {options.frames}: give at least 1")
     if options.prompts is not None:
+        if asked is not None:
+            raise ValueError(f"--method {name} looks for the frames of one video: give them, --set 'frames=(0, 30)'")
+        if options.follow or options.suggest_prompts:
+            raise ValueError("--follow and --suggest-prompts are for one video: leave them out, or --prompts")
         return _track_folder(options, name, method, tuple(exports))
     if options.workers != 1 or options.engine != "local":
         raise ValueError("--workers and --engine are for many videos: give a folder of them and --prompts")
