@@ -68,6 +68,8 @@ def check_relation(owner: object, relation: object) -> None:
 
 def short_repr(owner: Any) -> str:
     """Return a dataclass's `repr` without the fields that have their defaults; it rebuilds the object."""
+    if not dataclasses.is_dataclass(owner):
+        return object.__repr__(owner)
     given: list[str] = []
     by_name = False
     for field in dataclasses.fields(owner):

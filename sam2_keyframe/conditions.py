@@ -277,7 +277,9 @@ def parts_of(rule: object) -> Iterator[object]:
         for field in dataclasses.fields(rule):
             value = getattr(rule, field.name)
             for each in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(each, KeyframeFilter | Scorer) and not isinstance(each, type):
+                if isinstance(each, type) and (hasattr(each, "accept") or hasattr(each, "score")):
+                    raise TypeError(f"{rule!r}: {each.__name__} is a class; write {each.__name__}()")
+                if isinstance(each, KeyframeFilter | Scorer):
                     yield from parts_of(each)
 
 

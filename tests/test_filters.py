@@ -190,3 +190,21 @@ def test_every_rule_is_content_with_what_it_reads(name: str) -> None:
 )  # fmt: skip
 def test_repr_rebuilds(rule: object) -> None:
     assert eval(repr(rule), vars(sk)) == rule
+
+
+def test_slips_of_own_scorers_and_rules_are_sentences() -> None:
+    class NoDataclass(sk.Comparable):
+        def score(self, frame: Any, history: Any) -> Any: ...
+
+    with pytest.raises(TypeError, match="is no scorer .NoDataclass has no name"):
+        _ = NoDataclass() > 0.1
+
+    @dataclass(frozen=True)
+    class Between(sk.Combinable):
+        scorer: Any
+
+        def accept(self, record: Any, past: Any) -> bool:
+            return bool(record.scores[self.scorer.name] > 0)
+
+    with pytest.raises(TypeError, match=r"MaskIoU is a class; write MaskIoU\(\)"):
+        sk.KeyframeMemory(sk.Recent(1), sk.Keyframes(2, Between(sk.MaskIoU)))  # type: ignore[arg-type]
