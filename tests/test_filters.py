@@ -196,7 +196,7 @@ def test_slips_of_own_scorers_and_rules_are_sentences() -> None:
     class NoDataclass(sk.Comparable):
         def score(self, frame: Any, history: Any) -> Any: ...
 
-    with pytest.raises(TypeError, match="is no scorer .NoDataclass has no name"):
+    with pytest.raises(TypeError, match=r"is no scorer \(NoDataclass has no name\)"):
         _ = NoDataclass() > 0.1
 
     @dataclass(frozen=True)
