@@ -235,6 +235,14 @@ class _Reader:
         self.binary = binary or set().union(*self.values.values()) - {0} == {VOID}
         self._labels = lru_cache(maxsize=4)(self._load)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return what goes to another process: all but what is kept."""
+        return {name: value for name, value in vars(self).items() if name != "_labels"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._labels = lru_cache(maxsize=4)(self._load)
+
     def _load(self, t: int) -> NDArray[np.uint8]:
         if t not in self.files:
             raise ValueError(f"frame {t} has no mask; annotated are {sorted(self.files)[:10]}")

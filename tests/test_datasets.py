@@ -1,6 +1,7 @@
 """Each layout on a small folder built from its official description."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_davis(tmp_path):
     assert [path.stem for path in video.frames] == names
     assert video.mask(3, 2).sum() == 36
     assert not video.mask(3, 1)[0, 0]  # void is background
+    elsewhere = pickle.loads(pickle.dumps(video))  # as workers of other machines get it
+    assert all((elsewhere.mask(t, 2) == video.mask(t, 2)).all() for t in range(6))
     assert open_dataset(str(tmp_path), "train").names == ("cat",)
     with pytest.raises(ValueError, match=r"no split 'test'.*train, val"):
         open_dataset(str(tmp_path), "test")
