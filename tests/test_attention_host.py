@@ -143,6 +143,7 @@ def test_kernels_and_bias_mask_agree_through_the_host(scheme, batch, monkeypatch
     torch.testing.assert_close(fused, masked, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [Whole(), Pool(2), Foveated(0.3, 2), SalientTokens(0.1)], ids=repr)
 def test_no_host_reads_in_all_layers(scheme):
     """A fake tensor has no values to read; what was read is planned, measured and attended to without any."""

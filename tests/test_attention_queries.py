@@ -377,6 +377,7 @@ def test_everything_near_is_stock_by_the_same_path(session: str, autocast: bool,
     assert {row.queries for row in rows} == {64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", KEYS, ids=repr)
 def test_fewer_tokens_run_and_the_statistics_count_them(
     keys: Any, model: Any, clip_folder: Any, clip: Any, monkeypatch: pytest.MonkeyPatch

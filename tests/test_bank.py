@@ -118,6 +118,7 @@ def _operations(model: Any, folder: Any, clip: Any, frames: int = 30) -> list[li
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "overrides", "most"), [("window", {}, 5), ("keyframe", {"change": 1e9}, 80)])
 def test_added_operations(method: str, overrides: dict[str, Any], most: int, long_video: Any) -> None:
     """Counted on each frame once the bank is full, attended memories equal to stock's."""
@@ -236,6 +237,7 @@ def test_the_hosts_dict_is_the_truth(predictor: Any, clip_folder: Any, clip: Any
     assert held[0] not in [record.frame_idx for record in bank.selection.buffer]
 
 
+@pytest.mark.slow
 def test_clearing_around_a_correction_works_while_wrapped(predictor: Any, clip_folder: Any, clip: Any) -> None:
     predictor.clear_non_cond_mem_around_input = True
     with pytest.raises(AttributeError, match="_clear_obj_non_cond_mem_around_input"):
@@ -278,6 +280,7 @@ def test_gaps_count_from_a_correction(predictor: Any, clip_folder: Any, clip: An
     assert gaps[20] == [12]
 
 
+@pytest.mark.slow
 def test_statistics_follow_what_is_read_and_held(predictor: Any, clip_folder: Any, clip: Any) -> None:
     """With prompts in the middle and reverse over evicted frames, as attention receives it and the host holds it."""
     seen: list[int] = []

@@ -94,6 +94,7 @@ def test_stock_is_the_host_to_the_last_bit_with_one_object(
     assert_equal(run(predictor, session, clip_folder, clip), unwrapped(session))
 
 
+@pytest.mark.slow
 def test_one_object_is_tracked_as_by_the_predictor_of_today(clip_folder: Any, clip: Any) -> None:
     for method in ("keyframe", "dam4sam", "compact"):
         runs = []
@@ -188,6 +189,7 @@ def test_what_infers_a_frame_twice_is_refused(name: str) -> None:
 HERE = [name for name in sk.METHODS if name not in AGAIN]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", a_few(HERE, "stock", "keyframe", "compact", "dam4sam", "xmem_style"))
 def test_every_method(name: str, leaving: Any) -> None:
     """Each object has the frames attended to and the masks that it has where objects are tracked one by one."""

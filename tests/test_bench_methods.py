@@ -120,6 +120,7 @@ def test_the_table_is_made_of_what_is_kept(made):
     assert (root / "results/README.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_nothing_finished_is_tracked_again(made, capsys):
     root, arguments = made
     before = {path: path.stat().st_mtime_ns for path in root.glob("out/*/videos/*/*")}

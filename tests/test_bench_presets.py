@@ -66,6 +66,7 @@ def test_bench_measures_time_beside_stock(bench):
         assert f"| {time['ratio']:.2f} |" in row
 
 
+@pytest.mark.slow
 def test_a_clip_too_short_for_a_time_is_no_failure(tmp_path, capsys):
     small = ["--image-size", "64", "--clips", "1", "--frames", "6", "--size", "64", "--workers", "1"]
     assert main(["bench", *small, "--challenges", "static", "--method", "fifo", "--out", str(tmp_path)]) == 0
@@ -128,6 +129,7 @@ def test_the_page_says_that_official_weights_were_not_run_or_which_data_they_ran
     assert figures == {"not run"} or "videos, SAM 2" in found["head"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("readme", "method", "said"),
     [

@@ -145,6 +145,7 @@ def test_report_holds_every_run_and_the_baselines(swept):
         assert (report / name).exists(), name
 
 
+@pytest.mark.slow
 def test_page_opens_offline_and_holds_the_figures(swept):
     page = (swept / "report/index.html").read_text()
     ours = page.replace(get_plotlyjs(), "")

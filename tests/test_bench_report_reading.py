@@ -33,6 +33,7 @@ def test_the_schema_is_json_schema():
     jsonschema.Draft202012Validator.check_schema(validator().schema)
 
 
+@pytest.mark.slow
 def test_kept_results_are_shown_study_by_study(tmp_path):
     groups = load_groups(RESULTS)
     assert {group.study for group in groups} == {path.parent.name for path in FILES}

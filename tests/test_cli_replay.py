@@ -28,6 +28,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["MaskIoU()", "Histogram()"])
 def test_track_and_then_replay_say_the_same(folder: Path, out: Path, tmp_path: Path, capsys: Any, scorer: str) -> None:
     choices = ["--memory", f"KeyframeMemory(Recent(1), Keyframes(2, {scorer} > 0.02), Others(3))"]

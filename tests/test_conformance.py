@@ -17,6 +17,7 @@ from benchmarks.__main__ import main
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_what_is_read_is_told_by_content(tmp_path: Path) -> None:
     """Of `samurai` on SAM 2: the frames and codes that attention is given are those that the plugin says it chose."""
     clip = conformance._write_clip(tmp_path, "occlusion", 20000, 12)

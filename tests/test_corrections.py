@@ -52,6 +52,7 @@ def test_many_corrections_do_not_crowd_out_keyframes(predictor: Any, clip_folder
     assert len(attended) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["keyframe", "fifo", "every_nth", "samurai"])
 def test_a_correction_is_protected_until_it_is_cleared(
     method: str, predictor: Any, clip_folder: Any, clip: Any

@@ -121,6 +121,7 @@ def test_one_predictor_tracks_two_states_in_two_threads(method: str, clip_folder
     assert predictor.max_cond_frames_in_attn == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["stock", "window", "keyframe", "dam4sam"])
 def test_float32_tracks_before_the_first_prompt_and_back_from_the_last_frame(
     method: str, clip_folder: Any, clip: Any
@@ -151,6 +152,7 @@ def _loop(
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ["stock", "window", "keyframe"])
 def test_an_object_removed_in_the_loop_is_tracked_no_more(

@@ -120,6 +120,7 @@ def waits(model: Any, clip: Any, how: dict[str, Any] | None) -> int:
     return sum("synchroniz" in message for message in seen) if cuda else reads.count
 
 
+@pytest.mark.slow
 @each_device
 @pytest.mark.parametrize("name", METHODS)
 def test_at_most_one_wait_a_frame_and_object_beside_those_of_sam2(device: str, name: str, clip: Any) -> None:

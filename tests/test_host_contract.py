@@ -72,6 +72,7 @@ def predictor(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(REQUIRED))
 def test_a_method_that_changed_is_named_with_the_versions(
     predictor: Any, name: str, monkeypatch: pytest.MonkeyPatch

@@ -161,6 +161,7 @@ def test_matrix(name: str, reverse: bool, model: Any, absent: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_slots_that_a_rule_leaves_free_are_filled() -> None:
     """How many keyframes the rule takes is known only when the frame is read: the newest frames wait until then."""
     predictor, clip = load_micro_predictor(), make_clip("leave_and_return", seed=1, frames=40, size=128)
@@ -173,6 +174,7 @@ def test_slots_that_a_rule_leaves_free_are_filled() -> None:
     assert [len(row.attended) for row in rows] == [min(row.frame_idx, 7) for row in rows]
 
 
+@pytest.mark.slow
 def test_objects_are_independent(model: Any, absent: Any) -> None:
     """Alone or beside the other, the same choices for each."""
     folder, clip = absent

@@ -82,6 +82,7 @@ def test_every_temporal_row_moved_from_its_initial_value(predictor) -> None:
     assert moved.min() > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [128, 256])
 def test_it_follows_an_easy_object(size: int) -> None:
     predictor = micro.load_micro_predictor(image_size=size)

@@ -118,6 +118,7 @@ def decisions(banks: list[Any]) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "session"), WHICH, ids=[f"{name}-{session.__name__}" for name, session in WHICH])
 def test_masks_and_decisions_are_those_of_objects_one_by_one(model: Any, clip: Any, name: str, session: Any) -> None:
     alone: list[Any] = []

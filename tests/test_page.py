@@ -46,6 +46,7 @@ def painted(run: dict[str, Any], obj_id: str, i: int) -> np.ndarray:
     return image > 0
 
 
+@pytest.mark.slow
 def test_page_holds_what_the_other_files_of_the_run_hold(runs: dict[str, Path]) -> None:
     (run,), films = read_page(runs["keyframe"])
     assert run["frames"] == list(range(FRAMES))

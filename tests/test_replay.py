@@ -270,6 +270,7 @@ def test_the_recorded_iou_is_that_of_the_mask_chosen_by_motion(clip: Any) -> Non
     assert chosen != best[-len(chosen) :], "motion never chose another mask than the best rated, so nothing was tested"
 
 
+@pytest.mark.slow
 def test_a_tracked_frame_becomes_a_prompted_one(clip: Any) -> None:
     predictor = make_predictor(add_all_frames_to_correct_as_cond=True)
     for name in ("keyframe", "stock", "ranked"):

@@ -67,6 +67,7 @@ def _equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
     return len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["keyframe", "compact", "samurai", "window"])
 def test_two_halves_are_the_whole(method: str, clip_folder: Any, clip: Any, tmp_path: Path) -> None:
     predictor, other = _wrapped(method), _wrapped(method)
@@ -151,6 +152,7 @@ def test_keyframes_of_another_video_count_as_prompted_frames(clip_folder: Any, c
     assert not [key for key in video if str(key).startswith("_keyframe")]
 
 
+@pytest.mark.slow
 def test_sessions_of_transformers(clip: Any, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     import transformers_models
@@ -307,6 +309,7 @@ def test_five_hundred_damaged_files_are_refused(saved: Path, clip_folder: Any, t
     sk.load_memory(state, saved)
 
 
+@pytest.mark.slow
 def test_made_up_descriptions_are_refused_and_run_nothing(saved: Path, clip_folder: Any, tmp_path: Path) -> None:
     """Files with a right checksum: what is of another kind is refused, and no text is ever run."""
     rng = random.Random(1)

@@ -269,6 +269,7 @@ def test_a_replay_finds_a_front_beside_the_baselines(replayed):
     assert (replayed / "report" / "front.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_replay_tells_bytes_and_tokens_as_a_live_run(replayed):
     text = (replayed / "report" / "README.md").read_text()
     assert "The best of the replay, tracked" in text

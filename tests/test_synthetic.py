@@ -89,6 +89,7 @@ def test_any_size_and_several_objects() -> None:
     assert set(np.unique(clip.masks)) == {0, 1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("challenge", ["occlusion", "leave_and_return", "scene_cut", "long"])
 def test_the_object_vanishes_and_comes_back(challenge: str) -> None:
     gone = back = 0
@@ -146,6 +147,7 @@ def _other_pixels(challenge: str, seed: int) -> list[float]:
     return still
 
 
+@pytest.mark.slow
 def test_the_ways_to_be_away_differ_in_how_much_of_the_frame_stays_in_view() -> None:
     shares = {way: np.mean([x for s in range(2) for x in _other_pixels(f"absence_{way}", s)]) for way in WAYS}
     assert min(shares["leaving"], shares["partial"]) > shares["filled"] + 0.1  # the camera moves on meanwhile

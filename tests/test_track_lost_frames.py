@@ -42,6 +42,7 @@ def _masks(out: Path) -> dict[str, Any]:
     return {path.stem: np.asarray(Image.open(path)) for path in sorted((out / "masks").iterdir())}
 
 
+@pytest.mark.slow
 def test_a_frame_that_cannot_be_read_ends_the_run_holds_the_mask_or_is_left_out(
     gap: Path, tmp_path: Path, capsys: Any
 ) -> None:

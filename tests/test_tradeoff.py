@@ -77,6 +77,7 @@ def test_the_table_has_every_setting(made):
         assert image.width > 1000
 
 
+@pytest.mark.slow
 def test_the_pictures_show_every_setting_that_an_axis_tells_apart(made):
     from matplotlib.figure import Figure
 

@@ -122,6 +122,7 @@ def test_stock_is_identical(name: str, session: str, models: Any, unwrapped: Any
     assert_stored_equal(sessions, unwrapped(name, session)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "session"), cases(ONCE))
 def test_window_is_lossless_in_one_sweep(name: str, session: str, models: Any, unwrapped: Any) -> None:
     seen, sessions = wrapped_run(models, name, session, "window")
@@ -183,6 +184,7 @@ def _shift_distances(pairs: Any, pointers: Any) -> Any:
     return pairs, ([distance + 1 for distance in pointers[0]], *pointers[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [_leave_one_out, _swap_offsets, _drop_pointer, _shift_distances])
 @of_each_model("sam2")
 def test_a_fault_in_what_is_read_shows(
@@ -276,6 +278,7 @@ def test_wrapping_in_the_middle(session: str, part: int, models: Any, unwrapped:
     assert_seen_equal(seen, unwrapped("sam2", session)[0])
 
 
+@pytest.mark.slow
 @of_each_model("sam2", "edgetam")
 def test_wrapping_again_in_the_middle(name: str, models: Any, unwrapped: Any) -> None:
     """Stock goes on from what the window left, itself or after the model went on alone; and `forget` starts anew."""
@@ -472,6 +475,7 @@ def test_a_caller_who_wants_no_memory_encoded(models: Any) -> None:
     assert all(3 not in row.attended for row in sk.memory_stats(session)[1].rows)
 
 
+@pytest.mark.slow
 def test_prompts_beyond_the_cap_are_found_in_their_slots(models: Any, unwrapped: Any) -> None:
     model, video = models("sam2"), video_for("sam2")
     for most in (1, 2):

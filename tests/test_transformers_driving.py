@@ -76,6 +76,7 @@ def streamed(stream: Any, video: Any) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "stock", "window", "keyframe"])
 def test_a_stream_is_the_model_driven_by_hand(method: str | None, video: Any) -> None:
     model = sam2_video(SIZE)
@@ -159,6 +160,7 @@ def test_a_model_that_finds_objects_by_text_is_not_prompted() -> None:
 # -- recordings --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["keyframe", "window", "dam4sam", "adaptive"])
 def test_a_replay_repeats_the_run(method: str, video: Any) -> None:
     """Of a recording of transformers, as of one of SAM 2's own; a method that measures nothing is recorded, too."""

@@ -116,6 +116,7 @@ def _track(model: Any, folder: Any, clip: Any, reverse: bool, each: Any = None) 
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_best_path_is_a_single_one_that_is_told_its_choices(
     reverse: bool, monkeypatch: pytest.MonkeyPatch, predictor: Any, clip: Any, clip_folder: Any

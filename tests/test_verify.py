@@ -166,6 +166,7 @@ def _speck_alone(masks: torch.Tensor, ious: torch.Tensor) -> Any:
     return masks, ious
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_wrong_mask_is_replaced(reverse: bool, model: Any, video: Any) -> None:
     """The mask shown and the memory are those of the right one, to the last bit; the pointer stays SAM 2's."""

@@ -22,6 +22,7 @@ from sam2_keyframe.video.source import FrameSource, LazyFrames, init_state
 # -- pixels ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [64, 128])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_equal_sam2s_loader(image_size: int, mode: str, footage: np.ndarray, tmp_path: Path) -> None:
@@ -96,6 +97,7 @@ def test_turned_video_comes_upright(videos: dict[str, Path], tmp_path: Path) -> 
         assert np.abs(source.frame(7).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -204,6 +206,7 @@ def test_state_keys_are_stocks(predictor: Any, clip_folder: Path) -> None:
     assert torch.equal(stock["cached_features"][0][0], lazy["cached_features"][0][0])
 
 
+@pytest.mark.slow
 def test_damaged_frame_stops_tracking_with_what_came_before(
     predictor: Any, clip: Any, clip_folder: Path, tmp_path: Path
 ) -> None:

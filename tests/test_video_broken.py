@@ -258,6 +258,7 @@ def test_exif_orientation_is_left_and_told_once(footage: np.ndarray, tmp_path: P
 # -- hidden frames, recordings without a beginning or an end --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["webm", "ivf"])
 def test_packets_without_a_picture_are_no_frames(suffix: str, footage: np.ndarray, tmp_path: Path) -> None:
     """VP8's bit that shows a frame is taken from two, as encoders do with frames that are only referred to."""
@@ -275,6 +276,7 @@ def test_packets_without_a_picture_are_no_frames(suffix: str, footage: np.ndarra
         assert numbers(source, footage) == [t for t in range(60) if t not in (10, 59)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
 def test_a_recording_that_begins_between_key_frames(codec: str, footage: np.ndarray, tmp_path: Path) -> None:
     options = {
@@ -322,6 +324,7 @@ def test_a_matroska_file_cut_short_is_not_whole(footage: np.ndarray, tmp_path: P
             source.frame(last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, -1, 0), (0, 1, 1, 0), (-1, 0, 0, -1)])
 def test_display_matrices(matrix: tuple[int, ...], footage: np.ndarray, tmp_path: Path) -> None:
     """Put into the track header of an MP4: (x, y) is to go to (a x + c y, b x + d y)."""

@@ -17,6 +17,7 @@ from PIL import Image
 from sam2_keyframe.video.source import FrameSource, without_bars
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -93,6 +94,7 @@ def test_damaged_video(videos: dict[str, Path], footage: np.ndarray, tmp_path: P
         assert np.array_equal(source.frame(50), expected[50])  # a key frame later all is well again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0.5, 0.8])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_video_cut_short(suffix: str, part: float, footage: np.ndarray, tmp_path: Path) -> None:
@@ -129,6 +131,7 @@ def test_video_cut_short(suffix: str, part: float, footage: np.ndarray, tmp_path
 # -- threads --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_threads_end(footage: np.ndarray) -> None:
     for end in ("close", "del", "with"):
         source = FrameSource(footage)
@@ -147,6 +150,7 @@ def test_threads_end(footage: np.ndarray) -> None:
         assert decode_threads() == 0
 
 
+@pytest.mark.slow
 def test_interrupted_process_ends(videos: dict[str, Path]) -> None:
     """Ctrl-C ends Python at once: it neither waits for decode threads nor crashes in them."""
     code = (

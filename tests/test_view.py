@@ -113,6 +113,7 @@ def test_the_view_shows_what_was_chosen(model: Any, data: st.DataObject, reverse
     assert {index: int(pointer[0, 0]) for index, pointer in seen.items()} == pointers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", ["two_objects", "reverse", "several_prompts"])
 def test_the_anchor_route_equals_the_slots(
     session: str, monkeypatch: pytest.MonkeyPatch, predictor: Any, clip_folder: Any, clip: Any
