@@ -439,17 +439,9 @@ class MemoryBank:
         kept += [] if self.as_prompted is None else [self.as_prompted]
         kept += [] if self.watch is None or self.watch.mask is None else [self.watch.mask]
         kept += [t for r in self.selection.references_kept(self.pending) for t in r.values.values()]
-        known = {id(e[key]) for e in self.store.entries.values() for key in STORED if key in e}
-        for path in self.paths[1:]:
-            kept += path.bank.store.tensors()
-            kept += [t for r in path.bank.selection.references_kept(path.bank.pending) for t in r.values.values()]
-            entries = path.bank.store.entries.values()
-            own = {id(e[key]): (key, e[key]) for e in entries for key in STORED if key in e and id(e[key]) not in known}
-            frames += sum(key == "maskmem_features" and tensor.numel() > 0 for key, tensor in own.values())
-            kept += [tensor for _, tensor in own.values()]
-            known |= own.keys()
-        known |= {id(masks) for path in self.paths[:1] for masks in path.masks.values()}  # those that the host stores
-        kept += [m for path in self.paths[1:] for m in path.masks.values() if id(m) not in known]
+        if self.paths:
+            memories, tensors = self._beside()
+            frames, kept = frames + memories, kept + tensors
         for tensor in {id(t): t for t in kept}.values():
             if tensor.device == device:
                 nbytes += tensor.nbytes
@@ -462,6 +454,22 @@ class MemoryBank:
         row = FrameStats(moment.frame_idx, memory, stock, window, attended, milliseconds, host_nbytes, queries)
         row.keyframes = self.keyframes
         self.stats.add(row)
+
+    def _beside(self) -> tuple[int, list[Tensor]]:
+        """Return how many memories other paths hold that this one does not, and the tensors that they consist of."""
+        known = {id(e[key]) for e in self.store.entries.values() for key in STORED if key in e}
+        memories, kept = 0, []
+        for path in self.paths[1:]:
+            kept += path.bank.store.tensors()
+            kept += [t for r in path.bank.selection.references_kept(path.bank.pending) for t in r.values.values()]
+            entries = path.bank.store.entries.values()
+            own = {id(e[key]): (key, e[key]) for e in entries for key in STORED if key in e and id(e[key]) not in known}
+            memories += sum(key == "maskmem_features" and tensor.numel() > 0 for key, tensor in own.values())
+            kept += [tensor for _, tensor in own.values()]
+            known |= own.keys()
+        known |= {id(masks) for masks in self.paths[0].masks.values()}  # those that the host stores
+        kept += [m for path in self.paths[1:] for m in path.masks.values() if id(m) not in known]
+        return memories, kept
 
 
 @dataclass(slots=True)

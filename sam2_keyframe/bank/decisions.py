@@ -464,7 +464,9 @@ class Selection:
             prompts: Conditioning frames that are attended to.
         """
         method, select = self.method, self.method.keyframes.read
-        keyframes, others = ([r for r in buffer if self._there(r.frame_idx, moment)] for buffer in self._buffers)
+        keyframes, others = (
+            [r for r in buffer if moment.past(r.frame_idx) and self.usable(r.frame_idx)] for buffer in self._buffers
+        )
         if method.keyframes.once is not None and self.closed is None:
             keyframes = []
         corrected = self._corrected(moment)
@@ -506,12 +508,11 @@ class Selection:
             newest += there[len(newest) :][: max(free, 0)]
         return newest
 
-    def _there(self, frame_idx: int, moment: Moment) -> bool:
-        return moment.past(frame_idx) and self.usable(frame_idx)
-
     def _corrected(self, moment: Moment) -> list[int]:
         """Return the nearest corrected frames, so few that they do not crowd out the rest."""
-        there = [idx for idx in self.corrected if self._there(idx, moment)]
+        if not self.corrected:
+            return []
+        there = [idx for idx in self.corrected if moment.past(idx) and self.usable(idx)]
         return sorted(there, key=moment.distance)[: -(-self._room(moment) // 2)]
 
     def _room(self, moment: Moment, anchors: int = 0) -> int:
