@@ -288,6 +288,11 @@ def scorers_of(rule: object) -> Iterator[Scorer]:
     yield from (part for part in parts_of(rule) if isinstance(part, Scorer))
 
 
+def thresholds_of(rule: object) -> Iterator[Threshold]:
+    """Yield the comparisons of a score with a number that a rule consists of, in order."""
+    yield from (part for part in parts_of(rule) if isinstance(part, Threshold))
+
+
 def looks(rule: object) -> bool:
     """Return whether frames have to be measured for a rule; a rule of one's own may read whatever is measured."""
     if isinstance(rule, _Pair):

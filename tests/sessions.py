@@ -18,6 +18,19 @@ def _mask(clip: Any, frame_idx: int, obj_id: int) -> torch.Tensor:
     return torch.from_numpy(clip.masks[frame_idx] == obj_id)
 
 
+def begin(predictor: Any, folder: Any, clip: Any, objects: tuple[int, ...] = (1,), t: int = 0) -> Any:
+    """Return a state with the objects' masks of one frame given."""
+    state = predictor.init_state(str(folder))
+    for obj_id in objects:
+        predictor.add_new_mask(state, t, obj_id, _mask(clip, t, obj_id))
+    return state
+
+
+def propagated(predictor: Any, state: Any, **how: Any) -> list[torch.Tensor]:
+    """Return the mask logits of every frame tracked from here on."""
+    return [masks.clone() for _, _, masks in predictor.propagate_in_video(state, **how)]
+
+
 def _see(seen: Seen, what: str, output: Any) -> None:
     frame_idx, obj_ids, masks = output
     seen.append((what, frame_idx, tuple(obj_ids), masks.clone()))

@@ -14,6 +14,7 @@ import torch
 from conftest import a_few, make_predictor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sessions import begin, propagated
 
 import sam2_keyframe as sk
 
@@ -31,17 +32,6 @@ def _saved(state: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-def _begin(predictor: Any, folder: Any, clip: Any, objects: tuple[int, ...] = (1, 2), t: int = 0) -> Any:
-    state = predictor.init_state(str(folder))
-    for obj_id in objects:
-        predictor.add_new_mask(state, t, obj_id, torch.from_numpy(clip.masks[t] == obj_id))
-    return state
-
-
-def _masks(predictor: Any, state: Any, **how: Any) -> list[torch.Tensor]:
-    return [masks.clone() for _, _, masks in predictor.propagate_in_video(state, **how)]
-
-
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize(
     "method",
@@ -53,13 +43,13 @@ def test_a_copied_state_goes_on_as_the_original(method: str, how: str, clip_fold
     overrides = {"change": 0.01} if method in ("keyframe", "compact") else {}
     sk.wrap(predictor, method, **overrides)
     sk.wrap(other, method, **overrides)
-    state = _begin(predictor, clip_folder, clip)
-    _masks(predictor, state, max_frame_num_to_track=9)
+    state = begin(predictor, clip_folder, clip, (1, 2))
+    propagated(predictor, state, max_frame_num_to_track=9)
     copies = [COPIES[how](state) for _ in range(2)]
     rest = {"start_frame_idx": 10, "max_frame_num_to_track": 8}
-    expected = _masks(predictor, state, **rest)
+    expected = propagated(predictor, state, **rest)
     for model, each in ((predictor, copies[0]), (other, copies[1])):
-        found = _masks(model, each, **rest)
+        found = propagated(model, each, **rest)
         assert all(map(torch.equal, found, expected))
         rows = [stats.rows[-1].attended for stats in sk.memory_stats(each).values()]
         assert rows == [stats.rows[-1].attended for stats in sk.memory_stats(state).values()]
@@ -70,12 +60,12 @@ def test_a_copy_tracked_by_sam2_alone_is_taken_in_anew(clip_folder: Any, clip: A
     """A bank that does not know what was tracked meanwhile is not gone on with."""
     predictor = make_predictor()
     with sk.wrap(predictor, "window"):
-        state = _begin(predictor, clip_folder, clip)
-        _masks(predictor, state, max_frame_num_to_track=5)
+        state = begin(predictor, clip_folder, clip, (1, 2))
+        propagated(predictor, state, max_frame_num_to_track=5)
         copied = copy.deepcopy(state)
-    _masks(predictor, copied, start_frame_idx=6, max_frame_num_to_track=4)
+    propagated(predictor, copied, start_frame_idx=6, max_frame_num_to_track=4)
     with sk.wrap(predictor, "window"):
-        _masks(predictor, copied, start_frame_idx=11, max_frame_num_to_track=1)
+        propagated(predictor, copied, start_frame_idx=11, max_frame_num_to_track=1)
         assert sk.memory_stats(copied)[1].rows[-1].attended == (0, 7, 8, 9, 10, 11)[:1] + (6, 7, 8, 9, 10, 11)[-6:]
 
 
@@ -96,8 +86,8 @@ def test_one_predictor_tracks_two_states_in_two_threads(method: str, clip_folder
     predictor.max_cond_frames_in_attn = 2  # a read with anchors needs other settings, which no other thread may see
     sk.wrap(predictor, method)
     prompts = ((0, (1,)), (3, (1, 2)))
-    alone = [_masks(predictor, _begin(predictor, clip_folder, clip, objects, t)) for t, objects in prompts]
-    states = [_begin(predictor, clip_folder, clip, objects, t) for t, objects in prompts]
+    alone = [propagated(predictor, begin(predictor, clip_folder, clip, objects, t)) for t, objects in prompts]
+    states = [begin(predictor, clip_folder, clip, objects, t) for t, objects in prompts]
     together: list[list[torch.Tensor]] = [[], []]
     errors: list[BaseException] = []
     gate = threading.Barrier(2)
@@ -105,7 +95,7 @@ def test_one_predictor_tracks_two_states_in_two_threads(method: str, clip_folder
     def work(place: int) -> None:
         try:
             gate.wait()
-            together[place] = _masks(predictor, states[place])
+            together[place] = propagated(predictor, states[place])
         except BaseException as error:
             errors.append(error)
 
@@ -129,15 +119,15 @@ def test_float32_tracks_before_the_first_prompt_and_back_from_the_last_frame(
     """Where no pointer is read, SAM 2 alone fails: its memories are bfloat16."""
     plain = make_predictor()
     with pytest.raises(RuntimeError, match="same dtype"):
-        _masks(plain, _begin(plain, clip_folder, clip, (1,), t=6), start_frame_idx=2)
+        propagated(plain, begin(plain, clip_folder, clip, (1,), t=6), start_frame_idx=2)
     predictor = make_predictor()
     sk.wrap(predictor, method)
-    state = _begin(predictor, clip_folder, clip, (1,), t=6)
-    early = _masks(predictor, state, start_frame_idx=2)
+    state = begin(predictor, clip_folder, clip, (1,), t=6)
+    early = propagated(predictor, state, start_frame_idx=2)
     assert len(early) == 22
     assert (early[0] > 0).any()
-    last = _begin(predictor, clip_folder, clip, (1,), t=23)
-    assert len(_masks(predictor, last, start_frame_idx=23, reverse=True)) == 24
+    last = begin(predictor, clip_folder, clip, (1,), t=23)
+    assert len(propagated(predictor, last, start_frame_idx=23, reverse=True)) == 24
 
 
 def _loop(
@@ -162,7 +152,7 @@ def test_an_object_removed_in_the_loop_is_tracked_no_more(
     sk.wrap(predictor, method)
     for at in (3, 1) if reverse else (3,):
         start = 6 if reverse else 0
-        state = _begin(predictor, clip_folder, clip, (1, 2), t=start)
+        state = begin(predictor, clip_folder, clip, (1, 2), t=start)
         seen = _loop(
             predictor, state, at, lambda state=state: predictor.remove_object(state, 1),
             start_frame_idx=start, max_frame_num_to_track=6, reverse=reverse,
@@ -170,14 +160,14 @@ def test_an_object_removed_in_the_loop_is_tracked_no_more(
         order = range(6, -1, -1) if reverse else range(7)
         assert [t for t, _ in seen] == list(order)
         assert [ids for _, ids in seen] == [(1, 2) if (t >= at if reverse else t <= at) else (2,) for t in order]
-    empty = _begin(predictor, clip_folder, clip, (1,))
+    empty = begin(predictor, clip_folder, clip, (1,))
     assert _loop(predictor, empty, 2, lambda: predictor.remove_object(empty, 1)) == [(0, (1,)), (1, (1,)), (2, (1,))]
 
 
 def test_an_object_added_in_the_loop_is_tracked_from_there_on(clip_folder: Any, clip: Any) -> None:
     predictor = make_predictor()
     sk.wrap(predictor, "keyframe")
-    state = _begin(predictor, clip_folder, clip, (1,))
+    state = begin(predictor, clip_folder, clip, (1,))
 
     def add() -> None:
         predictor.add_new_mask(state, 4, 2, torch.from_numpy(clip.masks[4] == 2))

@@ -19,6 +19,7 @@ from conftest import make_predictor, write_frames
 from memories import AGAIN
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sessions import begin, propagated
 
 import sam2_keyframe as sk
 from sam2_keyframe.patches import saving
@@ -41,17 +42,6 @@ def _wrapped(method: Any = "keyframe", size: int = 64, seed: int = 0, **choices:
     return predictor
 
 
-def _begin(predictor: Any, folder: Any, clip: Any, objects: tuple[int, ...] = (1,), t: int = 0) -> Any:
-    state = predictor.init_state(str(folder))
-    for obj_id in objects:
-        predictor.add_new_mask(state, t, obj_id, torch.from_numpy(clip.masks[t] == obj_id))
-    return state
-
-
-def _masks(predictor: Any, state: Any, **how: Any) -> list[torch.Tensor]:
-    return [masks.clone() for _, _, masks in predictor.propagate_in_video(state, **how)]
-
-
 def _rows(state: Any) -> Any:
     """Return all that statistics tell, but the time."""
     return {
@@ -71,14 +61,14 @@ def _equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("method", ["keyframe", "compact", "samurai", "window"])
 def test_two_halves_are_the_whole(method: str, clip_folder: Any, clip: Any, tmp_path: Path) -> None:
     predictor, other = _wrapped(method), _wrapped(method)
-    whole = _begin(predictor, clip_folder, clip)
-    expected = _masks(predictor, whole)
-    half = _begin(predictor, clip_folder, clip)
-    found = _masks(predictor, half, max_frame_num_to_track=11)
+    whole = begin(predictor, clip_folder, clip)
+    expected = propagated(predictor, whole)
+    half = begin(predictor, clip_folder, clip)
+    found = propagated(predictor, half, max_frame_num_to_track=11)
     sk.save_memory(half, tmp_path / "half.safetensors")
     rest = other.init_state(str(clip_folder))
     sk.load_memory(rest, tmp_path / "half.safetensors")
-    found += _masks(other, rest, start_frame_idx=12)
+    found += propagated(other, rest, start_frame_idx=12)
     assert _equal(found, expected)
     assert _rows(rest) == _rows(whole)
     assert len({float(masks.sum()) for masks in expected}) > 5
@@ -92,12 +82,12 @@ def test_prompts_that_nobody_took_in_and_corrections_go_along(clip_folder: Any, 
         state = predictor.init_state(str(clip_folder))
         predictor.add_new_mask(state, 0, 1, torch.from_numpy(clip.masks[0] == 1))
         predictor.add_new_mask(state, 0, "two", torch.from_numpy(clip.masks[0] == 2))
-        found = _masks(predictor, state, max_frame_num_to_track=5)
+        found = propagated(predictor, state, max_frame_num_to_track=5)
         for label, at in ((1, (40.0, 60.0)), (0, (4.0, 4.0))):
             point = {"points": np.array([at], np.float32), "labels": np.array([label], np.int32)}
             found.append(predictor.add_new_points_or_box(state, 4, 1, clear_old_points=label == 1, **point)[2].clone())
             state = between(state)
-        return found + _masks(predictor, state, start_frame_idx=3, max_frame_num_to_track=6)
+        return found + propagated(predictor, state, start_frame_idx=3, max_frame_num_to_track=6)
 
     predictor = _wrapped()
 
@@ -118,9 +108,9 @@ def test_another_video_begins_as_if_its_prompt_lay_before_it(
     """A prompted frame taken over is one that is put in front of the video."""
     predictor = _wrapped(method)
     front = write_frames(tmp_path / "front", np.concatenate([clip.frames[:1], clip.frames[4:]]))
-    expected = _masks(predictor, _begin(predictor, front, clip))[1:]
-    prompted = _begin(predictor, clip_folder, clip)
-    _masks(predictor, prompted, max_frame_num_to_track=0)
+    expected = propagated(predictor, begin(predictor, front, clip))[1:]
+    prompted = begin(predictor, clip_folder, clip)
+    propagated(predictor, prompted, max_frame_num_to_track=0)
     sk.save_memory(prompted, tmp_path / "memory.safetensors")
     video = predictor.init_state(str(write_frames(tmp_path / "video", clip.frames[4:])))
     sk.load_memory(video, tmp_path / "memory.safetensors", video="other")
@@ -128,18 +118,18 @@ def test_another_video_begins_as_if_its_prompt_lay_before_it(
     assert sk.memory_stats(video)[1].rows[0].attended == (-1,)
     video = predictor.init_state(str(tmp_path / "video"))
     sk.load_memory(video, tmp_path / "memory.safetensors", video="other")
-    assert _equal(_masks(predictor, video), expected)
+    assert _equal(propagated(predictor, video), expected)
 
 
 def test_keyframes_of_another_video_count_as_prompted_frames(clip_folder: Any, clip: Any, tmp_path: Path) -> None:
     predictor = _wrapped("compact")
-    state = _begin(predictor, clip_folder, clip, (1, 2))
-    _masks(predictor, state)
+    state = begin(predictor, clip_folder, clip, (1, 2))
+    propagated(predictor, state)
     kept = {obj_id: len(stats.rows[-1].keyframes) for obj_id, stats in sk.memory_stats(state).items()}
     sk.save_memory(state, tmp_path / "memory.safetensors")
     video = predictor.init_state(str(clip_folder))
     sk.load_memory(video, tmp_path / "memory.safetensors", video="other")
-    assert len(_masks(predictor, video, max_frame_num_to_track=2)) == 3
+    assert len(propagated(predictor, video, max_frame_num_to_track=2)) == 3
     for obj_id, stats in sk.memory_stats(video).items():
         held = stats.rows[0].attended
         assert held == tuple(range(-len(held), 0))
@@ -203,8 +193,8 @@ def test_sessions_of_transformers(clip: Any, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def saved(clip_folder: Any, clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     predictor = _wrapped("compact")
-    state = _begin(predictor, clip_folder, clip)
-    _masks(predictor, state, max_frame_num_to_track=8)
+    state = begin(predictor, clip_folder, clip)
+    propagated(predictor, state, max_frame_num_to_track=8)
     path = tmp_path_factory.mktemp("saved") / "memory.safetensors"
     sk.save_memory(state, path)
     return path
@@ -240,7 +230,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(saved: Path, clip_folder: An
     refused(r"24 frames of 128 x 128, and this one has 9 frames of .* video='other'", folder=short)
 
     predictor = _wrapped("compact")
-    state = _begin(predictor, clip_folder, clip)
+    state = begin(predictor, clip_folder, clip)
     with pytest.raises(ValueError, match="this state has objects already"):
         sk.load_memory(state, saved)
     with pytest.raises(OSError, match="nowhere"):
@@ -365,7 +355,8 @@ def test_made_up_descriptions_are_refused_and_run_nothing(saved: Path, clip_fold
 GO_ON = """
 import sys
 import torch
-from test_saving import _masks, _wrapped
+from sessions import propagated
+from test_saving import _wrapped
 import sam2_keyframe as sk
 
 torch.set_num_threads(1)
@@ -374,7 +365,7 @@ for method in methods:
     predictor = _wrapped(method)
     state = predictor.init_state(folder)
     sk.load_memory(state, f"{work}/{method}.safetensors")
-    torch.save(torch.stack(_masks(predictor, state, start_frame_idx=60)), f"{work}/{method}.pt")
+    torch.save(torch.stack(propagated(predictor, state, start_frame_idx=60)), f"{work}/{method}.pt")
 """
 
 
@@ -387,7 +378,7 @@ def test_every_method_goes_on_in_another_process(tmp_path: Path) -> None:
     methods = [name for name in sk.METHODS if name not in AGAIN]
     for method in methods:
         predictor = _wrapped(method)
-        state, seen = _begin(predictor, folder, clip), []
+        state, seen = begin(predictor, folder, clip), []
         for t, _, masks in predictor.propagate_in_video(state):
             seen.append(masks.clone())
             if t == 59:

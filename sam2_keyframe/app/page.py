@@ -25,7 +25,7 @@ from sam2_keyframe.app.draw import Pixels, colour_of, need
 from sam2_keyframe.app.output import Video
 from sam2_keyframe.app.suggest import Suggestion
 from sam2_keyframe.bank.statistics import MIB, FrameStats
-from sam2_keyframe.conditions import Threshold, parts_of
+from sam2_keyframe.conditions import thresholds_of
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.video.confidence import told
 
@@ -156,8 +156,7 @@ class Page:
         significance = method.significance.name if method.significance is not None else None
         bounds = [
             {"score": rule.scorer.name, "op": rule.side, "bound": rule.bound}
-            for rule in parts_of(method.keyframes.when)
-            if isinstance(rule, Threshold)
+            for rule in thresholds_of(method.keyframes.when)
         ]
         more = {"method": repr(method), **(about or {})}
         if self._every > 1:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sam2_keyframe._checks import brief
 from sam2_keyframe.app.draw import COLOURS, INK, PAPER, WARNING, Colour, Pixels, colour_of, need, picture, tint, write
 from sam2_keyframe.bank.statistics import MIB, FrameStats, MemoryStats
-from sam2_keyframe.conditions import Threshold, parts_of
+from sam2_keyframe.conditions import thresholds_of
 from sam2_keyframe.memory import KeyframeMemory
 
 if TYPE_CHECKING:
@@ -334,8 +334,8 @@ def _significance(axes: Any, by_id: Mapping[Any, MemoryStats], method: KeyframeM
         height = [0.0 if math.isnan(row.significance) else row.significance for row in marked]
         axes.plot([row.frame_idx for row in marked], height, "o", color=colour, ms=5, mec="white")
     if known and method is not None:
-        for rule in parts_of(method.keyframes.when):
-            if isinstance(rule, Threshold) and rule.scorer == method.significance:
+        for rule in thresholds_of(method.keyframes.when):
+            if rule.scorer == method.significance:
                 axes.axhline(rule.bound, color="#222222", lw=0.8, ls="--", label=repr(rule))
     axes.set_ylabel("significance" if known else "significance (not measured)", fontsize=9)
 

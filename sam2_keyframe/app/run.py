@@ -28,7 +28,7 @@ from sam2_keyframe.app.output import write_mask
 from sam2_keyframe.app.pictures import label_map
 from sam2_keyframe.app.track import new_state, precision
 from sam2_keyframe.bank.statistics import FrameStats, MemoryStats
-from sam2_keyframe.conditions import Threshold, parts_of
+from sam2_keyframe.conditions import thresholds_of
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.patches import driver_of, objects_of
 from sam2_keyframe.patches.driving import ENDLESS
@@ -333,7 +333,7 @@ def score_of(method: KeyframeMemory, row: FrameStats | None) -> str:
         return f"passed {method.keyframes.when!r}"
     bounds = [
         f" {rule.side} {rule.bound:g}"
-        for rule in parts_of(method.keyframes.when)
-        if isinstance(rule, Threshold) and rule.scorer == method.significance
+        for rule in thresholds_of(method.keyframes.when)
+        if rule.scorer == method.significance
     ]
     return f"{method.significance.name} {row.significance:.2f}{bounds[0] if len(bounds) == 1 else ''}"

@@ -33,7 +33,7 @@ from sam2_keyframe.app.output import TABLE, Table, Video, write_mask, write_png
 from sam2_keyframe.app.run import Place, Run, give
 from sam2_keyframe.app.track import FPS, FPS_RANGE, new_state, precision
 from sam2_keyframe.app.uploads import Limits, inside, open_source
-from sam2_keyframe.conditions import Threshold, parts_of
+from sam2_keyframe.conditions import Threshold, thresholds_of
 from sam2_keyframe.memory import KeyframeMemory
 from sam2_keyframe.methods import METHODS, make_method
 from sam2_keyframe.replay import Replay, replay
@@ -477,12 +477,11 @@ class Studio:
         memory = self.memory()
         plain = inspect.signature(METHODS[self.method]).parameters
         found = []
-        for rule in parts_of(memory.keyframes.when):
-            if isinstance(rule, Threshold):
-                values = {name: each.default for name, each in plain.items()}
-                values.update({name: parse_registered(text) for name, text in self.choices.items() if name in plain})
-                numbers = (name for name, value in values.items() if isinstance(value, Real) and value == rule.bound)
-                found.append((rule, next(numbers, "")))
+        values = {name: each.default for name, each in plain.items()}
+        values.update({name: parse_registered(text) for name, text in self.choices.items() if name in plain})
+        for rule in thresholds_of(memory.keyframes.when):
+            numbers = (name for name, value in values.items() if isinstance(value, Real) and value == rule.bound)
+            found.append((rule, next(numbers, "")))
         return found
 
     def replay(self, choices: Mapping[str, str]) -> Replay:
